@@ -1,0 +1,26 @@
+"""One getter for packages that only some users need; its error names the extra that installs them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from medseg_se.errors import UsageError
+
+EXTRA_OF = {"matplotlib": "report", "matplotlib.pyplot": "report"}
+
+
+def load_optional(module: str) -> Any:
+    """Import an optional `module`.
+
+    Raises:
+        UsageError: The package is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF[module]
+        raise UsageError(
+            f"This needs the package {module.split('.')[0]!r}, which is not installed. "
+            f"Install it with: pip install 'medseg-se[{extra}]'."
+        ) from error
