@@ -1,0 +1,44 @@
+"""Channel squeeze and excitation (cSE), the SE block.
+
+Hu et al., Squeeze-and-Excitation Networks, 2018, https://arxiv.org/abs/1709.01507; as used for segmentation (r = 2, with
+biases) by Roy et al., 2018, https://arxiv.org/abs/1803.02579, equation 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from medseg_se.attention.checks import check_arguments, check_map
+
+
+class ChannelSE(nn.Module):
+    """Scale each channel by a gate computed from all channel means: ``x · σ(W₂ relu(W₁ mean(x)))``.
+
+    Args:
+        channels: Channels of the map.
+        spatial_dims: 2 or 3.
+        reduction: The hidden layer has ``max(1, channels // reduction)`` units.
+        bias: Whether both linear layers have biases.
+    """
+
+    def __init__(self, channels: int, spatial_dims: int, reduction: int = 2, bias: bool = True) -> None:
+        super().__init__()
+        check_arguments(channels, spatial_dims, reduction)
+        self.channels, self.spatial_dims = channels, spatial_dims
+        hidden = max(1, channels // reduction)
+        self.squeeze = nn.Linear(channels, hidden, bias=bias)
+        self.excite = nn.Linear(hidden, channels, bias=bias)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Return the gate (N, C, 1, 1[, 1]) in (0, 1), computed in float32 (float64 stays)."""
+        kind = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            means = x.mean(dim=tuple(range(2, x.ndim)), dtype=kind)
+            gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(means))))
+        return gate.reshape(*gate.shape, *[1] * self.spatial_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Recalibrate ``x`` (N, C, *spatial)."""
+        check_map(x, self.channels, self.spatial_dims, "cSE")
+        return x * self.gate(x).to(x.dtype)

@@ -1,0 +1,255 @@
+"""The LightningDataModule of segmentation: from a datalist to training patches, validation patches and whole scans."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from medseg_se.data.augmentation import Augmentation
+from medseg_se.data.datalist import Case, read_datalist, read_structures
+from medseg_se.data.preprocessing import Crop, ImageInterpolation, Intensity, Preprocessing
+from medseg_se.data.sampling import EpochSampler, PatchDataset, PatchSettings, Sample
+from medseg_se.data.store import StoredCase, prepare_cases
+from medseg_se.errors import DataError, UsageError
+from medseg_se.volumes import read_labels
+
+log = logging.getLogger(__name__)
+
+SliceAxis = Literal["sagittal", "coronal", "axial"]
+_SLICE_LETTERS = {"sagittal": "LR", "coronal": "AP", "axial": "IS"}
+
+
+class SegmentationData(pl.LightningDataModule):
+    """Patches for training, patches or whole scans for validation, all from one datalist.
+
+    Args:
+        source: A dataset folder, a `dataset.json` or a CSV; see `read_datalist`.
+        structures: A JSON file with the label values, where the source has none or others are wanted.
+        fold: Which fold is validated; null trains on every case and validates on the same ones, which judges nothing.
+        folds: Number of folds.
+        split_seed: Seed of the split into folds.
+        patch_size: Voxels of a training patch along the axes of `orientation`: three, or two for a 2D network.
+        slice_axis: For a 2D network: the axis across the slices.
+        batch_size: Patches a batch.
+        batches_per_epoch: Batches after which validation runs and a checkpoint is written.
+        foreground: Share of the patches centred on a structure.
+        store: Folder in which prepared cases are kept for the next run.
+        num_workers: Processes that cut patches beside the training; null takes none on a CPU and up to 8 with a GPU.
+        seed: Seed of sampling and augmentation.
+        orientation: See `Preprocessing`, as the next five.
+        spacing: In mm; null keeps each scan's own.
+        crop: Whether the zero border is cut off.
+        intensity: How intensities are scaled.
+        window: For the intensity "window".
+        interpolation: How scans are resampled.
+        rotation: See `Augmentation`, as the following.
+        scaling: Largest relative change of size.
+        elastic: Standard deviation of a smooth displacement in mm.
+        spatial_probability: Share of the patches that are rotated, scaled and warped.
+        mirror: Axes along which patches are mirrored; left and right labels change places.
+        noise: Largest standard deviation of the noise.
+        blur: Largest blur in voxels.
+        brightness: Largest relative change.
+        contrast: Largest relative change.
+        gamma: Largest relative change of the exponent.
+        low_resolution: Largest coarsening factor.
+        intensity_probability: Share of the patches to which each intensity change is applied.
+        progress: Whether preparing shows a progress bar.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        structures: str | None = None,
+        fold: int | None = 0,
+        folds: int = 5,
+        split_seed: int = 0,
+        patch_size: list[int] = [64, 64, 64],  # noqa: B006 - never changed; a list is what YAML gives
+        slice_axis: SliceAxis | None = None,
+        batch_size: int = 2,
+        batches_per_epoch: int = 100,
+        foreground: float = 0.5,
+        store: str = "prepared",
+        num_workers: int | None = None,
+        seed: int = 0,
+        orientation: str = "RAS",
+        spacing: list[float] | None = None,
+        crop: Crop = "none",
+        intensity: Intensity = "zscore",
+        window: tuple[float, float] = (-1000.0, 1000.0),
+        interpolation: ImageInterpolation = "linear",
+        rotation: float = 15.0,
+        scaling: float = 0.2,
+        elastic: float = 0.0,
+        spatial_probability: float = 0.5,
+        mirror: list[str] = [],  # noqa: B006
+        noise: float = 0.1,
+        blur: float = 1.0,
+        brightness: float = 0.25,
+        contrast: float = 0.25,
+        gamma: float = 0.3,
+        low_resolution: float = 2.0,
+        intensity_probability: float = 0.15,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.datalist = read_datalist(source, read_structures(structures) if structures else None)
+        self.structures = self.datalist.structures
+        self.num_classes, self.in_channels = self.structures.num_classes, len(self.datalist.channels)
+        self.preprocessing = Preprocessing(
+            orientation.upper(), _triple(spacing), crop, intensity, (window[0], window[1]), interpolation
+        )
+        strengths = {item.name: self.hparams[item.name] for item in fields(Augmentation)}
+        self.augmentation = Augmentation(**{**strengths, "mirror": tuple(mirror)})
+        if not 0 <= foreground <= 1:
+            raise UsageError(f"Expected `foreground` between 0 and 1, but got {foreground}.")
+        for name, value in (("batch_size", batch_size), ("batches_per_epoch", batches_per_epoch)):
+            if value < 1:
+                raise UsageError(f"Expected `{name}` to be at least 1, but got {value}.")
+        self.slice_axis, self.flat_axis = slice_axis, _flat_axis(slice_axis, self.preprocessing.orientation)
+        self.spatial_dims = 3 if slice_axis is None else 2
+        self.patch_size = tuple(patch_size)
+        self.settings = PatchSettings(
+            _patch_shape(patch_size, self.flat_axis), self.preprocessing.orientation, foreground, self.flat_axis, seed
+        )
+        if "left-right" in mirror and not self.structures.pairs():
+            log.info("patches are mirrored left to right, and no structure has a left and a right: labels stay as they are")
+        self.fold, self.folds, self.split_seed = fold, folds, split_seed
+        self.batch_size, self.batches_per_epoch, self.num_workers = batch_size, batches_per_epoch, num_workers
+        self.store, self.seed, self.progress = Path(store), seed, progress
+        self.training: list[StoredCase] = []
+        self.validation: list[StoredCase] = []
+        self.label_dtype = ""
+
+    def split(self) -> tuple[Sequence[Case], Sequence[Case]]:
+        """Return the (training, validation) cases of this fold."""
+        labelled = self.datalist.training
+        if not labelled:
+            raise DataError(f"{self.datalist.source} has no case with a label map to train on.")
+        if self.fold is None:
+            return labelled, labelled
+        return self.datalist.fold(self.fold, self.folds, self.split_seed)
+
+    def setup(self, stage: str) -> None:
+        """Prepare the cases of this fold, as far as the store does not hold them yet.
+
+        Raises:
+            DataError: A case cannot be used.
+        """
+        if self.training and self.validation:
+            return
+        training, validation = self.split()
+        if self.fold is None:
+            log.warning("fold is null: validation uses the training cases, and its Dice says nothing about new scans")
+        distinct = list({case.id: case for case in (*training, *validation)}.values())
+        stored = prepare_cases(
+            distinct, self.preprocessing, self.structures, self.store, self.in_channels, progress=self.progress
+        )
+        by_id = {case.id: case for case in stored}
+        self.training = [by_id[case.id] for case in training]
+        self.validation = [by_id[case.id] for case in validation]
+        first = training[0].label
+        self.label_dtype = str(read_labels(first).array.dtype) if first else ""
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Return augmented patches, `batches_per_epoch` batches an epoch."""
+        dataset = PatchDataset(self.training, self.settings, self.augmentation, self.structures)
+        workers = self._workers()
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            sampler=EpochSampler(self.batch_size * self.batches_per_epoch),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Return one plain patch a validation case while fitting, whole scans for `validate`."""
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            settings = replace(self.settings, foreground=1.0)
+            dataset = PatchDataset(self.validation, settings, None, self.structures)
+            return DataLoader(dataset, self.batch_size, sampler=range(len(dataset)), num_workers=0)
+        return self.whole_scans()
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Return the whole scans of the validation cases."""
+        return self.whole_scans()
+
+    def whole_scans(self) -> DataLoader[Sample]:
+        """Return the validation cases as whole prepared scans, one a batch, (1, C, I, J, K)."""
+        return DataLoader(WholeScans(self.validation), batch_size=1)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what inference must know, as plain data for the checkpoint."""
+        return {
+            "dataset": self.datalist.name,
+            "channels": list(self.datalist.channels),
+            "structures": self.structures.to_dict(),
+            "label_dtype": self.label_dtype,
+            "preprocessing": self.preprocessing.to_dict(),
+            "patch_size": list(self.patch_size),
+            "slice_axis": self.slice_axis,
+            "training": [case.digest for case in self.training],
+            "validation": [case.digest for case in self.validation] if self.fold is not None else [],
+        }
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        return min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+
+
+class WholeScans(Dataset[Sample]):
+    """Whole prepared scans with their labels."""
+
+    def __init__(self, cases: Sequence[StoredCase]) -> None:
+        self.cases = cases
+
+    def __len__(self) -> int:
+        """Return the number of scans."""
+        return len(self.cases)
+
+    def __getitem__(self, place: int) -> Sample:
+        """Return "image" float32 (C, I, J, K), "labels" int64 (I, J, K) and "lowest" (C,)."""
+        case = self.cases[place]
+        image, labels = np.array(case.image()), np.array(case.labels()).astype(np.int64)
+        return {"image": torch.from_numpy(image), "labels": torch.from_numpy(labels), "lowest": Tensor(case.lowest)}
+
+
+def _triple(spacing: Sequence[float] | None) -> tuple[float, float, float] | None:
+    if spacing is None:
+        return None
+    if len(spacing) != 3:
+        raise UsageError(f"Expected `spacing` to be three positive numbers in mm, but got {list(spacing)}.")
+    return float(spacing[0]), float(spacing[1]), float(spacing[2])
+
+
+def _flat_axis(slice_axis: SliceAxis | None, orientation: str) -> int | None:
+    if slice_axis is None:
+        return None
+    if slice_axis not in _SLICE_LETTERS:
+        raise UsageError(f"Expected `slice_axis` to be one of {', '.join(_SLICE_LETTERS)}, but got {slice_axis!r}.")
+    return next(axis for axis, letter in enumerate(orientation) if letter in _SLICE_LETTERS[slice_axis])
+
+
+def _patch_shape(patch_size: Sequence[int], flat_axis: int | None) -> tuple[int, int, int]:
+    wanted = 3 if flat_axis is None else 2
+    if len(patch_size) != wanted or min(patch_size) < 1:
+        what = "three positive numbers" if wanted == 3 else "two positive numbers for a 2D network"
+        raise UsageError(f"Expected `patch_size` to be {what}, but got {list(patch_size)}.")
+    sizes = list(patch_size)
+    if flat_axis is not None:
+        sizes.insert(flat_axis, 1)
+    return sizes[0], sizes[1], sizes[2]

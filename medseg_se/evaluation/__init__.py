@@ -1,0 +1,1 @@
+"""Judging predictions: a folder of label maps against the truth."""

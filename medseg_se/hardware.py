@@ -1,0 +1,34 @@
+"""What this machine can do: which device to use and whether it computes in bfloat16."""
+
+from __future__ import annotations
+
+import torch
+
+from medseg_se.errors import UsageError
+
+
+def best_device(wanted: str = "auto") -> torch.device:
+    """Return the device called `wanted`; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UsageError: The device is unknown or not there.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"Cannot use the device {wanted!r}: {str(error).splitlines()[0]} Try auto, cpu or cuda.") from error
+    return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether `device` multiplies matrices in bfloat16 itself rather than emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False

@@ -1,0 +1,192 @@
+"""Building blocks of the networks, and the one place that decides where an attention block sits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from medseg_se.attention import build_attention
+from medseg_se.dims import ActivationName, NormName, Size, activation, conv, dropout, norm, per_axis
+from medseg_se.errors import UsageError, unknown_name
+
+PLACES = ("encoder", "bottleneck", "decoder", "skip", "residual")
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Which attention block goes where in a network.
+
+    Attributes:
+        names: One block name per level, from the full resolution down to the bottleneck.
+        places: Some of `PLACES`: after encoder blocks, after the bottleneck block, after decoder blocks, on the skip
+            connections, or before every residual sum.
+        options: Options for every block, such as `reduction`.
+    """
+
+    names: tuple[str, ...]
+    places: tuple[str, ...] = ("encoder", "bottleneck", "decoder")
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def make(
+        cls, attention: str | Sequence[str], places: Sequence[str], levels: int, options: Mapping[str, Any] | None
+    ) -> AttentionPlan:
+        """Spread one name over all `levels`, or check that there is one name a level."""
+        names = (attention,) * levels if isinstance(attention, str) else tuple(attention)
+        if len(names) != levels:
+            raise UsageError(f"Expected `attention` to be one name or {levels} of them, one a level, but got {len(names)}.")
+        for place in places:
+            if place not in PLACES:
+                raise unknown_name("place in `attention_at`", place, PLACES)
+        return cls(names, tuple(places), dict(options or {}))
+
+    def build(self, place: str, level: int, channels: int, spatial_dims: int) -> nn.Module:
+        """Return the block for this place and level; Identity where there is none."""
+        name = self.names[level]
+        if place not in self.places or name == "none":
+            return nn.Identity()
+        return build_attention(name, channels, spatial_dims, **self.options)
+
+
+def he_initialised(layer: nn.Module) -> nn.Module:
+    """Return a convolution with He initialisation for leaky ReLU and zero bias, as nnU-Net does; gates keep torch's own."""
+    nn.init.kaiming_normal_(layer.get_parameter("weight"), a=0.01)
+    if getattr(layer, "bias", None) is not None:
+        nn.init.zeros_(layer.get_parameter("bias"))
+    return layer
+
+
+class ConvUnit(nn.Sequential):
+    """Convolution, normalisation, dropout, activation: (N, C, *spatial) to (N, out, *spatial / stride)."""
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size = 3,
+        stride: Size = 1,
+        norm_name: NormName = "instance",
+        act: ActivationName | None = "leaky_relu",
+        dropout_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        layer = conv(spatial_dims, in_channels, out_channels, kernel_size, stride, bias=norm_name == "none")
+        self.conv = he_initialised(layer)
+        self.norm = norm(norm_name, spatial_dims, out_channels)
+        self.dropout = dropout(spatial_dims, dropout_rate)
+        self.act = activation(act) if act else nn.Identity()
+
+
+@dataclass(frozen=True)
+class ConvStyle:
+    """What all convolutions of a network share."""
+
+    spatial_dims: int
+    norm_name: NormName = "instance"
+    act: ActivationName = "leaky_relu"
+    dropout_rate: float = 0.0
+
+
+class ConvBlock(nn.Module):
+    """Several convolution units and a slot for attention after them.
+
+    Args:
+        style: What the convolutions share.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Kernel of every convolution.
+        stride: Stride of the first convolution.
+        convs: Number of convolution units.
+        attention: The block after the last unit (Identity when off).
+    """
+
+    def __init__(
+        self,
+        style: ConvStyle,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size,
+        convs: int,
+        attention: nn.Module,
+    ) -> None:
+        super().__init__()
+        if convs < 1:
+            raise UsageError(f"Expected `convs` to be at least 1, but got {convs}.")
+        self.units = nn.Sequential(
+            *(
+                ConvUnit(
+                    style.spatial_dims,
+                    in_channels if place == 0 else out_channels,
+                    out_channels,
+                    kernel_size,
+                    stride if place == 0 else 1,
+                    style.norm_name,
+                    style.act,
+                    style.dropout_rate,
+                )
+                for place in range(convs)
+            )
+        )
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, *spatial) to (N, out_channels, *spatial / stride)."""
+        x = self.units(x)
+        return self.attention(x)  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """Convolution units around an identity path (He et al., 2016, https://arxiv.org/abs/1512.03385, figure 2).
+
+    Takes the arguments of `ConvBlock`, and `before_sum`: the attention on the residual before it is added.
+    """
+
+    def __init__(
+        self,
+        style: ConvStyle,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size,
+        convs: int,
+        attention: nn.Module,
+        before_sum: nn.Module,
+    ) -> None:
+        super().__init__()
+        if convs < 1:
+            raise UsageError(f"Expected `convs` to be at least 1, but got {convs}.")
+        dims, norm_name = style.spatial_dims, style.norm_name
+        units: list[nn.Module] = []
+        for place in range(convs):
+            last = place == convs - 1
+            units.append(
+                ConvUnit(
+                    dims,
+                    in_channels if place == 0 else out_channels,
+                    out_channels,
+                    kernel_size,
+                    stride if place == 0 else 1,
+                    norm_name,
+                    None if last else style.act,
+                    style.dropout_rate,
+                )
+            )
+        self.units = nn.Sequential(*units)
+        self.before_sum = before_sum
+        changes = in_channels != out_channels or max(per_axis(stride, dims, "stride")) > 1
+        self.shortcut: nn.Module = (
+            ConvUnit(dims, in_channels, out_channels, 1, stride, norm_name, None) if changes else nn.Identity()
+        )
+        self.act = activation(style.act)
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, *spatial) to (N, out_channels, *spatial / stride)."""
+        residual = self.before_sum(self.units(x))
+        x = self.act(self.shortcut(x) + residual)
+        return self.attention(x)  # type: ignore[no-any-return]
