@@ -16,19 +16,19 @@ class MedsegError(Exception):
     """Base of all errors that a user can mend."""
 
 
-class UsageError(MedsegError, ValueError):
+class UsageError(MedsegError):
     """An argument, option or name is not one that exists or makes sense."""
 
 
-class DataError(MedsegError, ValueError):
+class DataError(MedsegError):
     """A scan, label map or dataset file is missing, corrupt or contradicts its description."""
 
 
-class CheckpointError(MedsegError, ValueError):
+class CheckpointError(MedsegError):
     """A checkpoint is not one of ours, or is damaged."""
 
 
-class OutputError(MedsegError, OSError):
+class OutputError(MedsegError):
     """A result could not be written; nothing partial was left behind."""
 
 
@@ -36,7 +36,7 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     """Return the valid name most like `name`, or None if none is alike."""
     candidates = list(valid)
     by_lower = {candidate.lower(): candidate for candidate in candidates}
-    matches = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[matches[0]] if matches else None
 
 

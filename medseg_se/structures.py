@@ -108,17 +108,24 @@ class Structures:
         Raises:
             DataError: A value is not declared.
         """
-        present = np.unique(labels)
         table = self._index_of_value()
-        unknown = [int(value) for value in present if int(value) not in table]
-        if unknown:
-            declared = sorted(table)
+        low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+        if high - low >= 2**16:  # far apart: too long for a lookup by value
+            present, positions = np.unique(labels, return_inverse=True)
+            offsets = positions.reshape(labels.shape)
+        else:
+            offsets = labels.astype(np.int32, copy=False) - np.int32(low)
+            present = np.arange(low, high + 1)
+        undeclared = np.iinfo(np.int16).min
+        lookup = np.array([table.get(int(value), undeclared) for value in present], dtype=np.int16)
+        indices: npt.NDArray[np.int16] = lookup[offsets]
+        if indices.size and indices.min() == undeclared:
+            unknown = np.unique(labels[indices == undeclared]).tolist()
             raise DataError(
                 f"{where} holds label value{'s' if len(unknown) > 1 else ''} {_short(unknown)}, not declared among "
-                f"{_short(declared)}. Add the structure to the dataset's labels, or correct the file."
+                f"{_short(sorted(table))}. Add the structure to the dataset's labels, or correct the file."
             )
-        positions = np.searchsorted(present, labels)
-        return np.array([table[int(value)] for value in present], dtype=np.int16)[positions]
+        return indices
 
     def decode(self, indices: npt.NDArray[Any], dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
         """Translate indices 0 … N back to label values.
@@ -126,13 +133,17 @@ class Structures:
         Args:
             indices: Indices of any shape.
             dtype: Type of the result; the smallest unsigned (or signed) type that holds all values if None.
+
+        Raises:
+            DataError: An index is `IGNORE` and no label value means that.
         """
-        written = [self.background[0], *(values[0] for values in self.values.values())]
-        return np.array(written, dtype=self.dtype(dtype))[indices]
+        if self.ignore is None and indices.size and indices.min() < 0:
+            raise DataError("Expected indices from 0, but got a negative one, and no label value means 'ignore'.")
+        return np.array(self._written(), dtype=self.dtype(dtype))[indices]
 
     def dtype(self, wanted: npt.DTypeLike | None = None) -> np.dtype[Any]:
         """Return `wanted` if it holds every value that is written, else the smallest type that does."""
-        written = [self.background[0], *(values[0] for values in self.values.values())]
+        written = self._written()
         low, high = min(written), max(written)
         if wanted is not None:
             kind = np.dtype(wanted)
@@ -191,8 +202,13 @@ class Structures:
             found_regions = {**from_overlap, **found_regions}
         return cls(values=named, background=background, ignore=ignore, regions=found_regions)
 
+    def _written(self) -> list[int]:
+        """Return index → value that is written; the ignore value stands last, where the index `IGNORE` (-1) finds it."""
+        unknown = [] if self.ignore is None else [self.ignore]
+        return [self.background[0], *(values[0] for values in self.values.values()), *unknown]
+
     def _index_of_value(self) -> dict[int, int]:
-        table = {value: 0 for value in self.background}
+        table = dict.fromkeys(self.background, 0)
         for index, values in enumerate(self.values.values(), start=1):
             table.update(dict.fromkeys(values, index))
         if self.ignore is not None:
@@ -232,7 +248,10 @@ def _shared_values(named: Mapping[str, tuple[int, ...]]) -> bool:
 def _split_regions(
     named: Mapping[str, tuple[int, ...]],
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, ...]]]:
-    single = {values[0]: name for name, values in named.items() if len(values) == 1}
+    single: dict[int, str] = {}
+    for name, values in named.items():
+        if len(values) == 1 and single.setdefault(values[0], name) != name:
+            raise DataError(f"Label value {values[0]} means both {single[values[0]]!r} and {name!r}; give each its own.")
     every = sorted({value for values in named.values() for value in values})
     name_of = {value: single.get(value, f"label_{value}") for value in every}
     regions = {name: tuple(name_of[v] for v in values) for name, values in named.items() if len(values) > 1}

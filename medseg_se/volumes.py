@@ -241,17 +241,22 @@ def affine_of(header: nib.Nifti1Header, path: Path | str) -> npt.NDArray[np.floa
         qform, qform_code = header.get_qform(coded=True)
     except (ValueError, np.linalg.LinAlgError, nib.spatialimages.HeaderDataError):
         qform, qform_code = None, 0
-    if sform_code > 0 and sform is not None and abs(np.linalg.det(_finite(sform, path)[:3, :3])) > 1e-12:
+    if sform_code > 0 and sform is not None and _spans_space(_finite(sform, path)):
         affine = _finite(sform, path)
         if qform_code > 0 and qform is not None:
             _warn_if_apart(affine, qform, header, path)
     elif qform_code > 0 and qform is not None:
         affine = _finite(qform, path)
     else:
-        log.warning("%s says nothing about orientation (qform and sform codes are 0); its axes are taken as they are", path)
+        log.warning("%s does not say how it lies (qform and sform codes are 0); its axes are taken as left, front, up", path)
         affine = _finite(np.asarray(header.get_base_affine()), path)
     affine[:3] *= _millimetres(header, affine, path)
     return _orthogonal(affine, path)
+
+
+def _spans_space(affine: Array) -> bool:
+    """Tell whether the axes of `affine` span a volume; relative to their lengths, which may be in metres."""
+    return bool(abs(np.linalg.det(affine[:3, :3])) > 1e-6 * math.prod(spacing_of(affine)))
 
 
 def _millimetres(header: nib.Nifti1Header, affine: Array, path: Path | str) -> float:
@@ -335,6 +340,8 @@ def resample_labels(volume: Volume, shape: tuple[int, int, int]) -> Volume:
     """Resample a label map: each voxel gets the label whose linearly interpolated mask is largest there."""
     if shape == volume.shape:
         return volume
+    if volume.array.dtype.kind not in "iu":
+        raise UsageError(f"Expected integer labels, but got {volume.array.dtype}.")
     return _resample(volume, shape, "sitkLabelLinear")
 
 
@@ -384,20 +391,27 @@ def write_volume(volume: Volume, path: Path | str, like: Volume | None = None) -
     path = Path(path)
     if not path.name.lower().endswith(SUFFIXES):
         raise UsageError(f"Expected an output name ending in .nii or .nii.gz, but got {path}.")
+    if volume.array.dtype.name not in _WRITABLE:
+        raise UsageError(f"Expected voxels of a type that NIfTI holds ({', '.join(_WRITABLE)}), but got {volume.array.dtype}.")
     array = volume.array[0] if volume.array.shape[0] == 1 else np.moveaxis(volume.array, 0, 3)
     image = nib.Nifti1Image(array, volume.affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
     if like is not None and like.header is not None:
         if like.shape != volume.shape:
             raise DataError(f"Expected a result of shape {like.shape} to write it on the grid of {like.path}, but got {volume.shape}.")
-        _keep_geometry(image.header, like.header)
     content = image.to_bytes()
+    if like is not None and like.header is not None:
+        # After nibabel is done: it would write its own forms over those that do not match the affine to the last digit.
+        header = nib.Nifti1Header(content[: nib.Nifti1Header.sizeof_hdr])
+        _keep_geometry(header, like.header)
+        content = header.binaryblock + content[header.sizeof_hdr :]
     with atomic_write(path) as stream:
         if path.name.lower().endswith(".gz"):
             content = gzip.compress(content, compresslevel=4, mtime=0)
         stream.write(content)
 
 
+_WRITABLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 _GEOMETRY = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z", "xyzt_units"),

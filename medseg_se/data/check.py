@@ -303,7 +303,7 @@ def _odd_intensities(seen: Sequence[_Seen], number: int, name: str) -> list[Find
     ]
     values = np.stack([means / contrast, np.log(stds)], axis=1)
     remedy = "Check its units, and that it is the same kind of scan."
-    return _odd_ones_out([entry for entry, _ in pairs], values, 0.1, "intensity", texts, remedy)
+    return _odd_ones_out([entry for entry, _ in pairs], values, 0.2, "intensity", texts, remedy)
 
 
 def _odd_ones_out(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,9 @@ class Datalist:
             raise DataError(f"{self.source} gives a fold to some cases, but not to {missing}. Give one to all or to none.")
         assigned: dict[str, int] = {}
         for case in named:
-            assert case.fold is not None  # noqa: S101 - for the type checker; filtered above
-            if assigned.setdefault(case.group, case.fold) != case.fold:
-                raise DataError(f"{self.source} puts group {case.group!r} into folds {assigned[case.group]} and {case.fold}.")
+            fold = case.fold or 0
+            if assigned.setdefault(case.group, fold) != fold:
+                raise DataError(f"{self.source} puts group {case.group!r} into folds {assigned[case.group]} and {fold}.")
         return assigned
 
 
@@ -173,6 +173,9 @@ def _find_description(folder: Path) -> Path:
 
 def _read_decathlon(path: Path, content: Mapping[str, Any], structures: Structures | None) -> Datalist:
     channels = content.get("modality") or content.get("channel_names") or {"0": "image"}
+    for key in ("training", "test"):
+        if not isinstance(content.get(key, []), list):
+            raise DataError(f"Expected {key!r} in {path} to be a list of cases, but got {content[key]!r}.")
     return Datalist(
         name=str(content.get("name", path.parent.name)),
         source=path,
@@ -190,13 +193,17 @@ def _decathlon_case(path: Path, entry: Any) -> Case:
         raise DataError(f"Expected each case of {path} to be a path or to have an 'image', but got {entry!r}.")
     listed = entry["image"] if isinstance(entry["image"], (list, tuple)) else [entry["image"]]
     images = tuple(path.parent / str(image) for image in listed)
-    name = str(entry.get("id") or case_name(images[0]))
+    if not images:
+        raise DataError(f"Expected each case of {path} to have at least one image, but got {entry!r}.")
+    name = _text(entry.get("id")) or case_name(images[0])
+    if not isinstance(entry.get("label", ""), (str, type(None))):
+        raise DataError(f"Expected the label of case {name} in {path} to be one file, but got {entry['label']!r}.")
     known = {"id", "image", "label", "group", "fold"}
     return Case(
         id=name,
         images=images,
         label=path.parent / entry["label"] if entry.get("label") else None,
-        group=str(entry.get("group") or name),
+        group=_text(entry.get("group")) or name,
         fold=None if entry.get("fold") is None else _whole(entry["fold"], path, name),
         attributes={key: value for key, value in entry.items() if key not in known},
     )
@@ -237,9 +244,9 @@ def _read_nnunet(path: Path, content: Mapping[str, Any], structures: Structures 
 
 
 def _read_csv(path: Path, structures: Structures | None) -> Datalist:
+    beside = [path.with_suffix(".json"), path.parent / "structures.json", path.parent / "labels.json"]
+    described = next((candidate for candidate in beside if candidate.is_file()), None)
     if structures is None:
-        beside = [path.with_suffix(".json"), path.parent / "structures.json", path.parent / "labels.json"]
-        described = next((candidate for candidate in beside if candidate.is_file()), None)
         if described is None:
             raise DataError(f"{path} needs a {beside[1].name} beside it that gives every structure its label value.")
         structures = read_structures(described)
@@ -252,11 +259,13 @@ def _read_csv(path: Path, structures: Structures | None) -> Datalist:
         raise DataError(f"Expected {path} to have a header with the column 'image' and at least one row.")
     cases = [_csv_case(path, line, row) for line, row in enumerate(rows, start=2)]
     in_test = [(row.get("split") or "").strip().lower() in ("test", "ts") for row in rows]
+    named = read_json(described).get("channel_names") if described else None
     width = len(cases[0].images)
+    default = ("image",) if width == 1 else tuple(f"channel_{number}" for number in range(width))
     return Datalist(
         name=path.stem,
         source=path,
-        channels=("image",) if width == 1 else tuple(f"channel_{number}" for number in range(width)),
+        channels=_channel_names(named) if named else default,
         structures=structures,
         training=tuple(case for case, test in zip(cases, in_test, strict=True) if not test),
         test=tuple(case for case, test in zip(cases, in_test, strict=True) if test),
@@ -281,6 +290,11 @@ def _csv_case(path: Path, line: int, row: Mapping[str, str]) -> Case:
     )
 
 
+def _text(value: Any) -> str:
+    """Return `value` as text, empty if there is none; a patient numbered 0 is one."""
+    return "" if value is None else str(value).strip()
+
+
 def _whole(value: Any, path: Path, case: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
@@ -291,8 +305,9 @@ def _whole(value: Any, path: Path, case: str) -> int:
 
 def _channel_names(channels: Any) -> tuple[str, ...]:
     if isinstance(channels, Mapping):
-        return tuple(str(channels[key]) for key in sorted(channels, key=int))
-    return tuple(str(channel) for channel in channels)
+        ordered = sorted(channels, key=int) if all(str(key).isdigit() for key in channels) else list(channels)
+        return tuple(str(channels[key]) for key in ordered)
+    return (channels,) if isinstance(channels, str) else tuple(str(channel) for channel in channels)
 
 
 def _labels_of(path: Path, content: Mapping[str, Any]) -> Structures:
@@ -312,11 +327,3 @@ def _refuse_twins(datalist: Datalist) -> None:
                 raise DataError(f"{datalist.source} lists case {case.id!r} twice; results would overwrite each other.")
             seen.add(case.id)
 
-
-def read_cases(cases: Sequence[Case], ids: Iterable[str]) -> tuple[Case, ...]:
-    """Return the cases with these ids, in the order of `ids`."""
-    by_id = {case.id: case for case in cases}
-    missing = [name for name in ids if name not in by_id]
-    if missing:
-        raise UsageError(f"No such case: {', '.join(missing[:5])}.")
-    return tuple(by_id[name] for name in ids)

@@ -1,12 +1,36 @@
-"""x."""
+"""Phantoms: seeded heads and trunks with known truth, for trying the whole way from scan to table without any patient's data.
+
+A subject is drawn as solids in mm, bent by a smooth warp, and then scanned: on a grid with its own spacing, orientation and
+tilt, with partial volume, noise and (in MR) a bias field. Pairs of structures look alike, and what lies around the brain has
+its intensities too, so that no threshold finds them. `write_phantoms` writes a Decathlon dataset of them.
+"""
 
 from __future__ import annotations
 
+import gzip
+import itertools
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import nibabel as nib
 import numpy as np
-from medseg_se.data.phantom_shapes import *
-from medseg_se.volumes import Volume, reorient
-from medseg_se.data.phantom_shapes import Array
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter
+
+from medseg_se.data.datalist import read_json
+from medseg_se.data.phantom_shapes import Array, Grid, majority, paint_brain, paint_torso, rotation
+from medseg_se.errors import DataError, UsageError, unknown_name
+from medseg_se.files import atomic_write, write_json
+from medseg_se.volumes import Volume, reorient, write_volume
+
+Kind = Literal["brain", "torso"]
+VERSION = 1  # raise it when the same parameters give other scans
+MARKER = "phantom.json"
 
 BRAIN_LABELS: dict[int, str] = {
     2: "Left-Cerebral-White-Matter",
@@ -32,161 +56,288 @@ BRAIN_LABELS: dict[int, str] = {
     53: "Right-Hippocampus",
     54: "Right-Amygdala",
 }
-# T1-weighted brightness with white matter at 110
-TISSUE = {"air": 3, "skull": 22, "marrow": 82, "fat": 128, "muscle": 62, "eye": 30, "csf": 30, "dura": 48}
-BRIGHT = {2: 110, 3: 76, 4: 30, 7: 106, 8: 73, 10: 90, 11: 80, 12: 84, 14: 30, 16: 101, 17: 75, 18: 72}
-RIGHT_OF = {2: 41, 3: 42, 4: 43, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 17: 53, 18: 54}
+TORSO_LABELS: dict[int, str] = {
+    1: "Spleen",
+    2: "Right-Kidney",
+    3: "Left-Kidney",
+    4: "Gallbladder",
+    5: "Liver",
+    6: "Stomach",
+    10: "Left-Lung",
+    12: "Right-Lung",
+    21: "Bladder",
+    26: "Spine",
+    51: "Heart",
+    52: "Aorta",
+    77: "Left-Hip",
+    78: "Right-Hip",
+    88: "Left-Psoas",
+    89: "Right-Psoas",
+}
 
-LATERAL_VENTRICLE = [(8, 31, 5, 5), (9, 22, 13, 6.5), (11, 2, 22, 6), (15, -20, 24, 6.5), (24, -40, 15, 8), (27, -56, 9, 5), (24, -68, 7, 3)]
-TEMPORAL_HORN = [(25, -40, 13, 7), (32, -38, 2, 4.5), (35, -28, -9, 3.6), (34, -14, -16, 3.2)]
-CAUDATE = [(13.5, 22, 0, 6), (16.5, 15, 9, 6.8), (18, 4, 17, 5.2), (21, -10, 22, 4.6), (25, -24, 22, 4)]
-HIPPOCAMPUS = [(21, -14, -21, 6.5), (27, -20, -18, 7), (30, -29, -11, 6), (28, -37, -3, 5.2), (21, -42, 5, 4)]
-BRAIN_STEM = [(0, -26, -6, 11), (0, -29, -16, 13), (0, -27, -30, 15.5), (0, -33, -46, 10.5), (0, -40, -64, 8), (0, -44, -90, 7)]
-
-
-def paint_brain(q: Array, rng) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.zeros(q.shape[1], np.uint8)
-    bright = np.full(q.shape[1], TISSUE["air"], np.float32)
-    folded = q.copy()
-    folded[0] = np.abs(q[0])
-    size = rng.normal(0, 1, 8)
-    # head
-    skull_r = 1 + 0.01 * size[0]
-    vault = ellipsoid(folded, (0, -15, 10), (70 * skull_r, 91, 72))
-    fossa = ellipsoid(folded, (0, -48, -36), (55, 46, 34))
-    dura = blend(vault, fossa, 20)
-    face = ellipsoid(folded, (0, 36, -42), (56, 44, 62))
-    neck = ellipsoid(folded, (0, -42, -95), (58, 58, 80))
-    scalp = blend(blend(dura - 14, face, 25), neck, 30)
-    head = np.flatnonzero(scalp < 0)
-    points, dura, scalp = folded[:, head], dura[head], scalp[head]
-    value = np.full(head.size, TISSUE["muscle"], np.float32)
-    grain = Noise(rng, 14)
-    rough = grain(points)
-    value += 9 * rough
-    value[rough > 1.1] = TISSUE["fat"]
-    value[scalp > -5.0 + rough] = TISSUE["fat"]
-    value[scalp > -1.6] = TISSUE["muscle"]
-    eye = ellipsoid(points, (32, 62, -26), (12.5, 13, 12.5))
-    value[eye < 6] = TISSUE["fat"]
-    value[eye < 0] = TISSUE["eye"]
-    sinus = np.minimum(ellipsoid(points, (24, 58, -54), (12, 12, 12)), ellipsoid(points, (0, 50, -46), (9, 26, 18)))
-    value[sinus < rough * 2] = TISSUE["air"]
-    bone = (dura < 8.5 + rough) & (dura > 1.5)
-    value[bone] = TISSUE["skull"]
-    value[bone & (np.abs(dura - 5.2) < 1.3 + 0.4 * rough)] = TISSUE["marrow"]
-    value[dura < 1.5] = TISSUE["dura"]
-    value[dura < 0.6] = TISSUE["csf"]
-    inside = np.flatnonzero(dura < 16)
-    found, shade = paint_inside(q[:, head[inside]], points[:, inside], dura[inside], rng)
-    got = found > 0
-    value[inside[got]] = shade[got]
-    labels[head[inside]] = found
-    bright[head] = value
-    return labels, bright
+ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RAS", "ASL")
+ANISOTROPY = ((1.0, 1.0, 1.0), (0.92, 0.92, 1.18), (1.18, 0.92, 0.92), (1.0, 1.1, 0.9))
 
 
-def paint_inside(q, p, dura, rng):
-    left = q[0] < 0
-    found = np.zeros(q.shape[1], np.uint8)
-    outer = blend(ellipsoid(p, (0, -15, 19), (66, 86, 58)), ellipsoid(p, (30, -16, 20), (35, 82, 50)), 10)
-    base = -(p[2] + 13 + 0.12 * (p[1] + 15) - 0.0016 * (p[1] + 20) ** 2)  # under the frontal lobe and over the cerebellum
-    outer = -blend(-outer, -base, 16)
-    temporal = ellipsoid(p, (44, -17, -19), (20, 46, 20), (8, 0, 0))
-    stem = ellipsoid(p, (31, -18, -10), (14, 26, 20))
-    cerebrum = blend(np.minimum(outer, temporal + 0.0), stem, 6)
-    core = ellipsoid(p, (0, -8, 9), (32, 40, 25))
-    medial = p[0] - 0.9 + np.clip(-4 * core, 0, 60)
-    depth = np.minimum(-cerebrum, medial)
-    shell = np.flatnonzero((depth > 0) & (depth < 16) & (dura < 0))
-    # folds: noise that runs down from the surface towards the centre of the hemisphere
-    away = q[:, shell] - np.where(left[shell], -18, 18)[None] * np.array([[1], [0], [0]], np.float32) - np.array([[0], [-16], [12]], np.float32)
-    away *= np.float32(56) / np.sqrt(np.einsum("in,in->n", away, away))
-    away[0] += np.where(left[shell], -18, 18)
-    folds = Noise(rng, 25)(away)
-    d = depth[shell]
-    pial = d > 8 * np.exp(-((folds / 0.22) ** 2))
-    white = d > 3.3 + 7.0 * np.exp(-((folds / 0.85) ** 2))
-    inner = np.flatnonzero(depth >= 16)
-    found[inner] = 2
-    found[shell[pial]] = 3
-    found[shell[pial & white]] = 2
-    deep = np.flatnonzero((core < 2) & (depth > 0) | (stem < 0))
-    found[deep[(core[deep] < 0)]] = 2
-    # cerebellum
-    lobes = blend(ellipsoid(p, (24, -66, -37), (29, 28, 21), (0, 0, 0)), ellipsoid(p, (0, -66, -36), (12, 27, 22)), 8)
-    lobes = np.maximum(lobes, 1.5 - np.maximum(cerebrum, -dura * 0 - 9))
-    cb = np.flatnonzero((lobes < 0) & (found == 0))
-    cd = -lobes[cb]
-    hub = np.array([[0], [-45], [-38]], np.float32)
-    away = p[:, cb] - np.array([[15], [-52], [-38]], np.float32)
-    angle = np.arctan2(away[2], -away[1]) + 0.12 * np.sin(p[0, cb] * 0.15)
-    folia = np.abs(np.sin(angle * 7))
-    sulcus = cd < 5 * np.exp(-((folia / 0.12) ** 2))
-    wm = cd > 4 + 6 * (1 - folia)
-    found[cb[~sulcus]] = 8
-    found[cb[wm]] = 7
-    # deep
-    for side in (left, ~left):
-        at = np.flatnonzero(side & (p[0] < 60) & (core < 40) & (dura < 0))
-        s = p[:, at]
-        def put(label, sd):
-            found[at[sd < 0]] = label
-        def jig(spread=0.05):
-            return float(np.exp(np.clip(rng.normal(0, spread), -2 * spread, 2 * spread)))
-        move = lambda: rng.normal(0, 0.6, 3).astype(np.float32)[:, None]
-        put(10, ellipsoid(s + move(), (11, -18, 8), np.array((9, 15.5, 9.5)) * jig(), (12, 0, -20)))
-        put(12, ellipsoid(s + move(), (27, 3, 2), np.array((6.2, 18, 11.5)) * jig(), (0, 10, -12)))
-        put(11, tube(s + move(), CAUDATE, jig()))
-        put(4, np.minimum(tube(s + move(), LATERAL_VENTRICLE, g := jig(0.12)), tube(s, TEMPORAL_HORN, g)))
-        put(17, tube(s + move(), HIPPOCAMPUS, jig()))
-        put(18, ellipsoid(s + move(), (22, -1, -20), np.array((8.5, 8.5, 8)) * jig()))
-    mid = np.flatnonzero((p[0] < 24) & (dura < 20))
-    s = p[:, mid]
-    bs = tube(s, BRAIN_STEM)
-    found[mid[bs < 0]] = 16
-    third = ellipsoid(s, (0, -14, 1), (3.6, 15, 12))
-    found[mid[third < 0]] = 14
-    fourth = ellipsoid(s, (0, -44, -34), (8, 5, 11))
-    found[mid[fourth < 0]] = 0
-    shade = np.zeros(256, np.float32)
-    for k, v in BRIGHT.items():
-        shade[k] = v
-    value = shade[found]
-    right = ~left
-    table = np.arange(256, dtype=np.uint8)
-    for a, b in RIGHT_OF.items():
-        table[a] = b
-    found[right] = table[found[right]]
-    return found, value
+@dataclass(frozen=True)
+class _Recipe:
+    """What differs between the kinds: lengths in mm, in RAS order."""
+
+    number: int
+    labels: dict[int, str]
+    modality: str
+    resolution: float
+    limits: tuple[float, float]
+    centre: tuple[float, float, float]
+    field_of_view: tuple[float, float, float]
+    warp: float
+    paint: Callable[[Array, np.random.Generator], tuple[npt.NDArray[np.uint8], Array]]
+    scan: Callable[[Grid, Array, np.random.Generator], npt.NDArray[Any]]
 
 
-def make_subject(kind, subject, seed=0, resolution=2.4):
-    shape_rng, anatomy_rng, noise_rng = (np.random.default_rng(s) for s in np.random.SeedSequence((seed, 0, subject)).spawn(3))
-    fov = np.array((164, 198, 172.0))
-    centre = np.array((0, -15, 6.0))
-    rng = shape_rng
-    aniso = np.array([(1, 1, 1), (0.92, 0.92, 1.18), (1.18, 0.92, 0.92), (1, 1.1, 0.9)][rng.integers(4)])
-    spacing = resolution * aniso
-    n = np.round(fov / spacing).astype(int)
-    oblique = rotation(rng.uniform(-5.5, 5.5, 3) * (rng.random() < 0.5))
-    grid = Grid(tuple(map(int, n)), tuple(map(float, spacing)), oblique, centre)
-    rng = anatomy_rng
-    pose = rotation(rng.uniform(-5, 5, 3)) @ np.diag(1 / np.exp(rng.normal(0, 0.03, 3).clip(-0.06, 0.06)))
-    q = grid.points(pose, centre + rng.normal(0, 2, 3))
-    decay = np.sqrt(sum(np.meshgrid(*[np.arange(6.0) ** 2] * 3)))
-    decay = np.where(decay > 0, 1 / (1 + decay), 0)
-    for axis in range(3):
-        c = rng.normal(0, 1, (6, 6, 6)) * decay
-        w = grid.waves(c)
-        q[axis] += (w * (2.2 / w.std())).reshape(-1)
-    labels, bright = paint_brain(q, rng)
-    label = majority(grid.blocks(labels))
-    image = grid.blocks(bright).mean(axis=0)
-    rng = noise_rng
-    b = grid.waves(rng.normal(0, 1, (3, 3, 3)) , 1)
-    b = b / np.abs(b).max() * 0.15
-    image *= np.exp(b)
-    sigma = 3.5
-    image = np.hypot(image + rng.normal(0, sigma, image.shape), rng.normal(0, sigma, image.shape)).astype(np.float32)
-    return Volume(image[None], grid.affine), Volume(label[None], grid.affine)
+def make_subject(kind: Kind, subject: int, seed: int = 0, resolution: float | None = None) -> tuple[Volume, Volume]:
+    """Draw and scan one subject.
+
+    A subject depends on nothing but `kind`, `seed` and `subject`; its anatomy stays the same at another resolution.
+
+    Args:
+        kind: "brain" (T1-weighted MR, float32) or "torso" (CT in HU, int16).
+        subject: Number of the subject, from 0.
+        seed: Another seed gives other subjects.
+        resolution: Edge of a voxel in mm, about: spacings are mixed. The kind's own (2.4 or 6 mm) if None.
+
+    Returns:
+        The image and, on the same grid, the label map (uint8), each (1, I, J, K).
+
+    Raises:
+        UsageError: The kind is unknown, a number is negative, or the resolution is out of range.
+    """
+    recipe = _recipe(kind)
+    resolution = _check_resolution(recipe, resolution)
+    if subject < 0 or seed < 0:
+        raise UsageError(f"Expected `subject` and `seed` to be 0 or more, but got {subject} and {seed}.")
+    sources = np.random.SeedSequence((seed, recipe.number, subject)).spawn(3)
+    for_grid, for_anatomy, for_scan = (np.random.default_rng(source) for source in sources)
+    grid, orientation = _draw_grid(recipe, resolution, for_grid)
+    labels, values = recipe.paint(_draw_points(recipe, grid, for_anatomy), for_anatomy)
+    image = recipe.scan(grid, grid.blocks(values).mean(axis=0), for_scan)
+    truth = majority(grid.blocks(labels))
+    scanned, labelled = (reorient(Volume(array[None], grid.affine), orientation) for array in (image, truth))
+    return scanned, labelled
+
+
+def write_phantoms(
+    output: Path,
+    kind: Kind = "brain",
+    training: int = 16,
+    test: int = 4,
+    seed: int = 0,
+    resolution: float | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> Path:
+    """Write a Decathlon dataset of phantoms; run again after an interruption, it makes what is missing.
+
+    Args:
+        output: The dataset's folder: imagesTr, labelsTr, imagesTs, labelsTs (to judge by) and dataset.json.
+        kind: "brain" or "torso".
+        training: Cases to train on.
+        test: Cases to judge on.
+        seed: Another seed gives other subjects.
+        resolution: As in `make_subject`.
+        workers: Processes that draw at once.
+        progress: Show a progress bar.
+
+    Returns:
+        The path of dataset.json, which is written last.
+
+    Raises:
+        UsageError: A number is out of range, or the folder holds phantoms made with other parameters.
+        DataError: The folder holds something else.
+        OutputError: The folder is not writable or the disk is full.
+    """
+    recipe = _recipe(kind)
+    resolution = _check_resolution(recipe, resolution)
+    if min(training, test) < 0 or training + test < 1 or workers < 1:
+        raise UsageError(
+            "Expected `training` and `test` to be 0 or more with a case in all, and `workers` to be 1 or more, "
+            f"but got training={training}, test={test}, workers={workers}."
+        )
+    output = Path(output)
+    parameters = {"kind": kind, "training": training, "test": test, "seed": seed, "resolution": resolution, "version": VERSION}
+    _claim(output, parameters)
+    cases = [(subject, "Tr" if subject < training else "Ts") for subject in range(training + test)]
+    tasks = [(output, kind, subject, split, seed, resolution) for subject, split in cases]
+    missing = [task for task in tasks if not all(path.is_file() for path in _paths(*task[:4]))]
+    _work_off(missing, workers, progress)
+    entries = {split: [_entry(output, kind, subject, split) for subject, s in cases if s == split] for split in ("Tr", "Ts")}
+    description = {
+        "name": f"Phantom-{kind}",
+        "description": f"Procedural {kind} phantoms with exact labels; no patient's data",
+        "tensorImageSize": "3D",
+        "modality": {"0": recipe.modality},
+        "labels": {"0": "background", **{str(value): name for value, name in recipe.labels.items()}},
+        "numTraining": training,
+        "numTest": test,
+        "training": entries["Tr"],
+        "test": entries["Ts"],
+        "phantom": parameters,
+    }
+    write_json(output / "dataset.json", description)
+    return output / "dataset.json"
+
+
+# ------------------------------------------------------------------------------------------------------------------- drawing
+
+
+def _recipe(kind: str) -> _Recipe:
+    if kind not in RECIPES:
+        raise unknown_name("phantom", str(kind), get_args(Kind))
+    return RECIPES[kind]
+
+
+def _check_resolution(recipe: _Recipe, resolution: float | None) -> float:
+    if resolution is None:
+        return recipe.resolution
+    low, high = recipe.limits
+    if not low <= resolution <= high:
+        raise UsageError(f"Expected `resolution` between {low} and {high} mm, but got {resolution}.")
+    return float(resolution)
+
+
+def _draw_grid(recipe: _Recipe, resolution: float, rng: np.random.Generator) -> tuple[Grid, str]:
+    """Draw spacing, tilt (in half of the cases, at most 10 degrees in all) and the orientation of the file."""
+    i, j, k = (resolution * factor for factor in ANISOTROPY[rng.integers(len(ANISOTROPY))])
+    tilt = rotation(rng.uniform(-5.5, 5.5, 3) * (rng.random() < 0.5))
+    a, b, c = (round(length / step) for length, step in zip(recipe.field_of_view, (i, j, k), strict=True))
+    grid = Grid((a, b, c), (i, j, k), tilt, np.array(recipe.centre))
+    return grid, ORIENTATIONS[rng.integers(len(ORIENTATIONS))]
+
+
+def _draw_points(recipe: _Recipe, grid: Grid, rng: np.random.Generator) -> Array:
+    """Place the subject in the scanner and bend it: where each fine point lies in the anatomy's own frame, (3, N)."""
+    sizes = np.exp(0.03 * rng.normal(0, 1, 3).clip(-2, 2))
+    pose = rotation(rng.uniform(-4, 4, 3)) / sizes[:, None]
+    points = grid.points(pose, np.array(recipe.centre) + rng.uniform(-3, 3, 3))
+    frequencies = np.sqrt(sum(np.meshgrid(*[np.arange(6.0) ** 2] * 3, indexing="ij")))
+    decay = 1 / (1 + frequencies)
+    decay[0, 0, 0] = 0  # a shift was drawn already
+    for row in points:
+        bend = grid.waves(rng.standard_normal(decay.shape) * decay)
+        row += recipe.warp / bend.std() * bend.reshape(-1)
+    return points
+
+
+def _scan_mr(grid: Grid, brightness: Array, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Scan with a bias field of ±15 %, Rician noise and an arbitrary gain."""
+    bias = grid.waves(rng.standard_normal((3, 3, 3)), finer=1)
+    brightness = brightness * np.exp(0.15 / np.abs(bias).max() * bias)
+    real, imaginary = rng.standard_normal((2, *brightness.shape), dtype=np.float32) * np.float32(3.5)
+    return (np.hypot(brightness + real, imaginary) * rng.uniform(2.5, 8)).astype(np.float32)
+
+
+def _scan_ct(grid: Grid, hu: Array, rng: np.random.Generator) -> npt.NDArray[np.int16]:
+    """Scan with noise that is grained, as reconstruction leaves it, in whole HU."""
+    noise = gaussian_filter(rng.standard_normal(grid.shape, dtype=np.float32), 0.5)
+    return np.clip(np.rint(hu + 12 / noise.std() * noise), -1024, 3071).astype(np.int16)
+
+
+RECIPES = {
+    "brain": _Recipe(
+        number=0,
+        labels=BRAIN_LABELS,
+        modality="MRI",
+        resolution=2.4,
+        limits=(0.8, 8.0),
+        centre=(0, -15, 6),
+        field_of_view=(164, 198, 172),
+        warp=2.2,
+        paint=paint_brain,
+        scan=_scan_mr,
+    ),
+    "torso": _Recipe(
+        number=1,
+        labels=TORSO_LABELS,
+        modality="CT",
+        resolution=6.0,
+        limits=(2.0, 16.0),
+        centre=(0, 0, 0),
+        field_of_view=(372, 264, 468),
+        warp=5.0,
+        paint=paint_torso,
+        scan=_scan_ct,
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------------- writing
+
+
+def _claim(output: Path, parameters: dict[str, Any]) -> None:
+    """Mark the folder as made with `parameters`, or refuse it if it was made with others or otherwise."""
+    marker = output / MARKER
+    if marker.is_file():
+        found = read_json(marker)
+        other = {name: found.get(name) for name in parameters if found.get(name) != parameters[name]}
+        if other:
+            wanted = ", ".join(f"{name}={parameters[name]}" for name in other)
+            has = ", ".join(f"{name}={value}" for name, value in other.items())
+            raise UsageError(f"Expected {output} to hold phantoms made with {wanted}, but got {has}. Choose another folder.")
+    elif output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()):
+        raise DataError(f"Expected {output} to be empty or to hold phantoms ({MARKER}), but it holds other files.")
+    else:
+        write_json(marker, parameters)
+
+
+def _paths(output: Path, kind: str, subject: int, split: str) -> tuple[Path, Path]:
+    name = f"{kind}_{subject:03d}{'.nii' if subject % 5 == 3 else '.nii.gz'}"
+    return output / f"images{split}" / name, output / f"labels{split}" / name
+
+
+def _entry(output: Path, kind: str, subject: int, split: str) -> dict[str, str]:
+    image, label = (path.relative_to(output).as_posix() for path in _paths(output, kind, subject, split))
+    return {"image": image, "label": label, "group": f"{kind}_{subject:03d}"}
+
+
+def _work_off(tasks: list[tuple[Path, Kind, int, str, int, float]], workers: int, progress: bool) -> None:
+    finished: Iterable[None]
+    if workers == 1 or len(tasks) < 2:
+        finished = itertools.starmap(_write_case, tasks)
+        _consume(finished, len(tasks), progress)
+        return
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(_write_case, *task) for task in tasks]
+        _consume((future.result() for future in as_completed(futures)), len(tasks), progress)
+
+
+def _consume(finished: Iterable[None], total: int, progress: bool) -> None:
+    if progress:
+        from rich.progress import track
+
+        finished = track(finished, description="phantoms", total=total)
+    for _ in finished:
+        pass
+
+
+def _write_case(output: Path, kind: Kind, subject: int, split: str, seed: int, resolution: float) -> None:
+    image, labels = make_subject(kind, subject, seed, resolution)
+    image_path, label_path = _paths(output, kind, subject, split)
+    write_volume(labels, label_path)
+    if subject % 3 == 1:
+        _write_scaled(image, image_path)
+    elif subject % 3 == 2:
+        write_volume(Volume(np.rint(image.array).astype(np.int16), image.affine), image_path)
+    else:
+        write_volume(image, image_path)
+
+
+def _write_scaled(image: Volume, path: Path) -> None:
+    """Write as scanners often do: integers that mean something only with the header's slope and intercept."""
+    low, high = float(image.array.min()), float(image.array.max())
+    slope, inter = float(np.float32((high - low) / 4095)), float(np.float32(low))
+    stored = nib.Nifti1Image(np.rint((image.array[0] - inter) / slope).astype(np.int16), image.affine)
+    stored.header.set_slope_inter(slope, inter)
+    stored.header.set_xyzt_units("mm")
+    content = stored.to_bytes()
+    with atomic_write(path) as stream:
+        stream.write(gzip.compress(content, compresslevel=4, mtime=0) if path.suffix == ".gz" else content)

@@ -45,7 +45,7 @@ class Preprocessing:
         for name, kind in (("crop", Crop), ("intensity", Intensity), ("interpolation", ImageInterpolation)):
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"Expected `{name}` to be one of {', '.join(get_args(kind))}, but got {getattr(self, name)!r}.")
-        if not self.window[0] < self.window[1]:
+        if len(self.window) != 2 or not self.window[0] < self.window[1]:
             raise UsageError(f"Expected `window` to be a lower and a higher intensity, but got {self.window}.")
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,6 +151,6 @@ def _scale(channel: Array, intensity: Intensity, window: tuple[float, float]) ->
     inside = channel != 0 if intensity == "zscore_nonzero" else np.ones(channel.shape, dtype=bool)
     values = channel[inside].astype(np.float64)
     if values.size == 0 or not values.std() > 0:
-        return np.zeros_like(channel)
+        return np.zeros(channel.shape, dtype=np.float32)
     scaled = (channel - values.mean()) / values.std()
     return np.where(inside, scaled, 0).astype(np.float32)

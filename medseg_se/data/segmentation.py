@@ -201,6 +201,8 @@ class SegmentationData(pl.LightningDataModule):
             "preprocessing": self.preprocessing.to_dict(),
             "patch_size": list(self.patch_size),
             "slice_axis": self.slice_axis,
+            "flat_axis": self.flat_axis,
+            "tile": list(self.settings.size),
             "training": [case.digest for case in self.training],
             "validation": [case.digest for case in self.validation] if self.fold is not None else [],
         }

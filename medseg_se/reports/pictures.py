@@ -86,6 +86,8 @@ def case_picture(
 ) -> None:
     """Write one PNG of a case: truth above prediction, in three planes, with a legend of what is visible.
 
+    The outlines of the truth come back in dotted white on the prediction, which shows at once where the two part.
+
     Args:
         image: The scan (C, I, J, K); its first channel is shown.
         truth: Structure indices 0 … N on the grid of the image, or None.
@@ -100,11 +102,12 @@ def case_picture(
         OutputError: The file could not be written.
         UsageError: matplotlib is not installed.
     """
-    view = _View(Shown(image, prediction, truth, title))
-    maps = {"truth": view.truth, "prediction": view.prediction}
-    rows = [_Row(name, view, labels, None) for name, labels in maps.items() if labels is not None]
+    view = _View(Shown(image, prediction, truth, title), structures)
+    rows = [_Row("prediction", view, view.prediction, view.truth)]
+    if view.truth is not None:
+        rows = [_Row("truth", view, view.truth, None), *rows]
     own = {name: dice[name] for name in structures.names if dice and name in dice}
-    _draw(rows, structures, path, heading(title, own), own)
+    _draw(rows, structures, path, (title, worst_structures(own)), own)
 
 
 def overview_picture(cases: Sequence[Shown], structures: Structures, path: Path | str, title: str = "") -> None:
@@ -117,17 +120,16 @@ def overview_picture(cases: Sequence[Shown], structures: Structures, path: Path 
     """
     if not cases:
         raise UsageError("Expected at least one case to picture, but got none.")
-    views = [_View(case) for case in cases]
+    views = [_View(case, structures) for case in cases]
     rows = [_Row(view.case.title, view, view.prediction, view.truth) for view in views]
-    meaning = "prediction in colour, truth in dotted white" if any(case.truth for case in cases) else "prediction in colour"
-    _draw(rows, structures, path, (title or "Predictions", meaning), {})
+    _draw(rows, structures, path, (title, "predictions of " + (f"{len(cases)} cases" if len(cases) > 1 else "a case")), {})
 
 
-def heading(title: str, dice: Mapping[str, float], most: int = 3) -> tuple[str, str]:
-    """Return the two lines over a case: its name, and the worst structures that are counted ("worst: amygdala 0.710, …")."""
+def worst_structures(dice: Mapping[str, float], most: int = 3) -> str:
+    """Return "worst: left amygdala 0.710, …", lowest Dice first; structures not counted are left out."""
     counted = sorted((value, name) for name, value in dice.items() if not math.isnan(value))
     worst = ", ".join(f"{name} {value:.3f}" for value, name in counted[:most])
-    return title, f"worst: {worst}" if worst else ""
+    return f"worst: {worst}" if worst else ""
 
 
 def colours(structures: Structures) -> dict[str, Colour]:
@@ -144,7 +146,7 @@ def colours(structures: Structures) -> dict[str, Colour]:
         # Each further turn of the wheel lies between the hues of the one before.
         hue = _HUES[hues % len(_HUES)] + 0.035 * (hues // len(_HUES))
         hues += 1
-        chosen[str(names[right])] = colorsys.hls_to_rgb(hue % 1, 0.58, 0.95)
+        chosen[str(names[right])] = colorsys.hls_to_rgb(hue % 1, 0.6, 0.95)
         if left != right:
             chosen[str(names[left])] = colorsys.hls_to_rgb(hue % 1, 0.78, 0.95)
     return chosen
@@ -156,25 +158,25 @@ def colours(structures: Structures) -> dict[str, Colour]:
 class _View:
     """A case turned to (R, A, S), with the box and the three slices that are shown."""
 
-    def __init__(self, case: Shown) -> None:
+    def __init__(self, case: Shown, structures: Structures) -> None:
         self.case = case
         image = reorient(replace(case.image, array=case.image.array[:1]), "RAS")
         self.image = image.array[0]
         self.affine = image.affine
         self.spacing = image.spacing
-        self.prediction = _turned("prediction", case.prediction, case.image)
-        self.truth = None if case.truth is None else _turned("truth", case.truth, case.image)
+        self.prediction = _turned("prediction", case.prediction, case.image, structures)
+        self.truth = None if case.truth is None else _turned("truth", case.truth, case.image, structures)
         guide = self.truth if self.truth is not None and (self.truth > 0).any() else self.prediction
         self.slices = _richest_slices(guide)
         shown = self.prediction > 0 if self.truth is None else (self.prediction > 0) | (self.truth > 0)
         self.box = _box(shown, self.spacing)
 
     def window(self) -> tuple[float, float]:
-        """Return the intensities shown as black and white."""
+        """Return the intensities shown as black and white; tissue stays below white, so that outlines stand out."""
         inside = self.image[tuple(slice(max(0, math.floor(low)), math.ceil(high)) for low, high in self.box)]
         values = inside[np.isfinite(inside)]
         low, high = np.percentile(values, [1, 99.5]) if values.size else (0.0, 1.0)
-        return float(low), float(high) if high > low else float(low) + 1
+        return float(low), float(high + 0.25 * (high - low)) if high > low else float(low) + 1
 
     def place(self, plane: Plane) -> str:
         """Return where the slice lies, in mm of the scanner's axes as far as the grid follows them."""
@@ -192,11 +194,15 @@ class _Row:
     dotted: Array | None
 
 
-def _turned(name: str, labels: Volume, image: Volume) -> Array:
+def _turned(name: str, labels: Volume, image: Volume, structures: Structures) -> Array:
     difference = image.same_grid(labels)
     if difference:
         raise DataError(f"Expected the {name} on the grid of the image to picture it, but got {difference}.")
-    return reorient(labels, "RAS").array[0]
+    highest = int(labels.array.max(initial=0))
+    if highest >= structures.num_classes:
+        raise DataError(f"Expected the {name} as structure indices 0 … {structures.num_classes - 1}, but it holds {highest}.")
+    array: Array = reorient(labels, "RAS").array[0]
+    return array
 
 
 def _richest_slices(labels: Array) -> tuple[int, int, int]:
@@ -260,10 +266,13 @@ def _draw(
         write(_LEFT / 2, bottom + _ROW / 2, row.name, rotation=90, ha="center", fontsize=11)
         for plane, left, wide in zip(PLANES, np.cumsum([_LEFT, *widths]), widths, strict=False):
             box = (left / width, bottom / height, (wide - _GAP) / width, (_ROW - _GAP) / height)
-            visible |= _draw_plane(figure.add_axes(box), row, plane, structures, palette)
+            limits = _limits(row.view, plane, wide - _GAP, _ROW - _GAP)
+            visible |= _draw_plane(figure.add_axes(box, **limits), row, plane, structures, palette)
     write(_LEFT, height - 0.28, lines[0], fontsize=14, fontweight="bold")
     write(_LEFT, height - 0.58, lines[1], color=_FAINT, fontsize=10)
-    write(_LEFT, _FOOT / 2, "radiological view: the patient's right is on the left", color=_FAINT, fontsize=8)
+    note = "Radiological view: the patient's right is on the left."
+    note += " Dotted white: truth." if any(row.dotted is not None for row in rows) else ""
+    write(_LEFT, _FOOT / 2, note, color=_FAINT, fontsize=8)
     room = int((height - _HEAD - _FOOT) / _LINE) - 1
     for number, (name, score) in enumerate(_legend(sorted(visible), structures, dice, room)):
         line = height - _HEAD - _LINE * (number + 0.5)
@@ -282,19 +291,21 @@ def _draw_plane(axes: Any, row: _Row, plane: Plane, structures: Structures, pale
     low, high = view.window()
     extent = (0, scan.shape[0] * step[0], 0, scan.shape[1] * step[1])
     axes.set_facecolor("black")
-    axes.imshow(scan.T, cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="bilinear")
-    drawn = _outline(axes, row.solid, view, plane, structures, palette, {"linewidths": 1.4})
+    axes.set_autoscale_on(False)
+    axes.imshow(
+        scan.T, cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="bilinear", aspect="auto"
+    )
     if row.dotted is not None:
         white = dict.fromkeys(palette, (1.0, 1.0, 1.0))
         _outline(axes, row.dotted, view, plane, structures, white, {"linewidths": 1.0, "linestyles": "dotted"})
-    (left, right), (bottom, top) = view.box[plane.horizontal], view.box[plane.vertical]
-    axes.set(xlim=(right * step[0], left * step[0]), ylim=(bottom * step[1], top * step[1]), xticks=[], yticks=[])
-    axes.set_aspect("equal", adjustable="datalim")
+    drawn = _outline(axes, row.solid, view, plane, structures, palette, {"linewidths": 1.4})
+    axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    style = {"transform": axes.transAxes, "color": _INK, "fontsize": 9, "ha": "center", "va": "center"}
+    edge = load_optional("matplotlib.patheffects").withStroke(linewidth=2, foreground="black")
+    style = {"transform": axes.transAxes, "color": _INK, "ha": "center", "va": "center", "path_effects": [edge]}
     for (x, y), letter in zip(((0.03, 0.5), (0.97, 0.5), (0.5, 0.04), (0.5, 0.96)), plane.borders, strict=True):
-        axes.text(x, y, letter, fontweight="bold", **style)
-    axes.text(0.03, 0.05, f"{plane.name}, {view.place(plane)}", **{**style, "ha": "left", "fontsize": 7.5, "color": _FAINT})
+        axes.text(x, y, letter, fontsize=10, fontweight="bold", **style)
+    axes.text(0.03, 0.05, f"{plane.name}, {view.place(plane)}", **{**style, "ha": "left"}, fontsize=7.5)
     return drawn
 
 
@@ -321,14 +332,23 @@ def _outline(
 def _legend(visible: Sequence[int], structures: Structures, dice: Mapping[str, float], room: int) -> list[tuple[str, str]]:
     """Return (name, Dice) of the visible structures; the worst of them, and how many are left out, if there is little room."""
     names = [structures.names[index - 1] for index in visible]
-    left_out = max(0, len(names) - room)
-    if left_out:
-        kept = sorted(names, key=lambda name: -1 if name not in dice else math.inf if math.isnan(dice[name]) else dice[name])[
-            :room
-        ]
-        names = [name for name in names if name in kept]
-    lines = [(name, ("–" if math.isnan(dice[name]) else f"{dice[name]:.3f}") if name in dice else "") for name in names]
-    return [*lines, (f"and {left_out} more", "")] if left_out else lines
+    counted = {name: score for name, score in dice.items() if not math.isnan(score)}
+    kept = sorted(names, key=lambda name: counted.get(name, math.inf))[:room]
+    lines = [
+        (name, f"{counted[name]:.3f}" if name in counted else "–" if name in dice else "") for name in names if name in kept
+    ]
+    return [*lines, (f"and {len(names) - len(kept)} more", "")] if len(names) > len(kept) else lines
+
+
+def _limits(view: _View, plane: Plane, width: float, height: float) -> dict[str, tuple[float, float]]:
+    """Return the mm shown by axes of `width` by `height` inches, the same scale both ways; the horizontal axis is reversed."""
+    across, up = ([edge * view.spacing[axis] for edge in view.box[axis]] for axis in (plane.horizontal, plane.vertical))
+    scale = max((across[1] - across[0]) / width, (up[1] - up[0]) / height)
+    x, y = sum(across) / 2, sum(up) / 2
+    return {
+        "xlim": (x + scale * width / 2, x - scale * width / 2),
+        "ylim": (y - scale * height / 2, y + scale * height / 2),
+    }
 
 
 def _aspect(view: _View, plane: Plane) -> float:

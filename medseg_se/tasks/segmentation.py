@@ -165,8 +165,9 @@ class SegmentationTask(pl.LightningModule):
         by_steps = self.global_step / steps if 0 < steps < math.inf else 0.0
         by_clock = 0.0
         for callback in trainer.callbacks:
-            if isinstance(callback, pl.callbacks.Timer) and callback._duration:
-                by_clock = callback.time_elapsed("train") / callback._duration
+            if isinstance(callback, pl.callbacks.Timer) and (left := callback.time_remaining("train")) is not None:
+                spent = callback.time_elapsed("train")
+                by_clock = spent / max(1e-9, spent + left)
         return min(1.0, max(by_steps, by_clock))
 
     # ----------------------------------------------------------------------------------------------------------- validation

@@ -1,0 +1,146 @@
+"""The commands besides training: typed functions whose arguments become the command line's, torch imported inside.
+
+Each returns its exit code.
+"""
+
+from __future__ import annotations
+
+from json import dumps as dump_json
+from pathlib import Path
+from typing import Literal
+
+
+def check(data: str, *, json: bool = False, workers: int | None = None) -> int:
+    """Read every file of a dataset once and say what would break training.
+
+    Exit code 1 if anything would.
+
+    Args:
+        data: Dataset folder, dataset.json or CSV.
+        json: Print the report as JSON, for machines.
+        workers: Files read at the same time.
+    """
+    from rich.console import Console
+
+    from medseg_se.data.check import check_datalist, render
+    from medseg_se.data.datalist import read_datalist
+
+    report = check_datalist(read_datalist(data), workers, progress=not json)
+    if json:
+        print(dump_json(report.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        render(report, Console())
+    return 1 if report.broken else 0
+
+
+def predict(
+    checkpoint: str,
+    inputs: list[str],
+    *,
+    output: str,
+    cases: Literal["all", "validation", "unseen"] = "all",
+    device: str = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    overlap: float = 0.5,
+    probabilities: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Segment scans with a checkpoint; each result lies on its scan's own grid with the dataset's label values.
+
+    Finished cases are skipped on a rerun; a broken case is reported and the rest go on. Exit code 1 if any failed.
+
+    Args:
+        checkpoint: A checkpoint written by `medseg-se fit`.
+        inputs: Scans, folders of scans, or datasets.
+        output: Folder for the label maps.
+        cases: Of what the inputs name: all, those that validated the model, or those it was not trained on.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: bf16 is faster where the hardware has it, and rounds.
+        overlap: Share of a tile that its neighbour covers too.
+        probabilities: Also write the probability of every class.
+        overwrite: Replace what another model or other options left in the output folder.
+        dry_run: Only print which files would be read and written.
+    """
+    from rich.console import Console
+
+    from medseg_se.inference.inputs import find_cases
+    from medseg_se.inference.model import Model
+    from medseg_se.inference.predict import choose_cases, predict_cases, render
+
+    console = Console()
+    model = Model.load(checkpoint, device, precision)
+    chosen = choose_cases(find_cases(inputs, len(model.channels)), model, cases)
+    if dry_run:
+        for case in chosen:
+            console.print(f"{', '.join(map(str, case.images))} → {Path(output) / case.id}.nii.gz", highlight=False, soft_wrap=True)
+        return 0
+    statuses = predict_cases(model, chosen, Path(output), overlap, probabilities, overwrite)
+    render(statuses, console)
+    return 1 if any(status.status != "done" for status in statuses.values()) else 0
+
+
+def evaluate(
+    predictions: str,
+    truth: str,
+    *,
+    structures: str | None = None,
+    output: str | None = None,
+    workers: int | None = None,
+) -> int:
+    """Compare predictions with the truth: Dice per structure and case, mean, standard deviation and n.
+
+    Missing predictions count as failures. Exit code 1 if there is any.
+
+    Args:
+        predictions: Folder of label maps, as `medseg-se predict` writes it.
+        truth: Folder of label maps, or a dataset.
+        structures: JSON file or dataset that gives the label values; taken from the truth where that is a dataset.
+        output: Folder for evaluation.csv and evaluation.json; the predictions' folder if not given.
+        workers: Cases judged at the same time.
+    """
+    from rich.console import Console
+
+    from medseg_se.data.datalist import read_structures
+    from medseg_se.evaluation.evaluate import evaluate as judge
+
+    known = read_structures(structures) if structures else None
+    result = judge(Path(predictions), Path(truth), known, workers)
+    folder = Path(output or predictions)
+    result.write_csv(folder / "evaluation.csv")
+    result.write_json(folder / "evaluation.json")
+    console = Console()
+    result.render(console)
+    console.print(f"Written to {folder / 'evaluation.csv'} and {folder / 'evaluation.json'}", highlight=False, soft_wrap=True)
+    return 1 if result.failed else 0
+
+
+def configs(name: str | None = None) -> int:
+    """List the shipped recipes, or print one.
+
+    Args:
+        name: The recipe to print.
+    """
+    from medseg_se.cli.recipes import recipe_names, recipe_path, recipe_summary
+
+    if name:
+        print(recipe_path(name).read_text(encoding="utf-8"), end="")
+        return 0
+    width = max(map(len, recipe_names()))
+    for recipe in recipe_names():
+        print(f"{recipe:<{width}}  {recipe_summary(recipe)}")
+    return 0
+
+
+def demo(*, output: str = "demo", cases: int = 24, minutes: float = 4.0) -> int:
+    """Make phantom brains, check them, train a small 3D U-Net with scSE, segment brains it never saw, judge and show it.
+
+    Args:
+        output: Folder for everything.
+        cases: Training phantoms; a quarter as many are held out.
+        minutes: Time for training.
+    """
+    from medseg_se.cli.demo import run_demo
+
+    return run_demo(Path(output), cases, minutes)
+

@@ -1,0 +1,112 @@
+"""`medseg-se`: one line of dispatch a command, so that `--help` answers before any large library is imported."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from medseg_se.errors import MedsegError, describe_os_error, unknown_name
+from medseg_se.version import __version__
+
+TRAINING = {
+    "fit": "train a network from a recipe",
+    "validate": "judge a checkpoint on whole validation scans",
+    "test": "the same, for a final test",
+}
+COMMANDS = {
+    "check": "read every file of a dataset once and say what would break training",
+    "predict": "segment scans with a checkpoint",
+    "evaluate": "per-structure Dice of predictions against the truth",
+    "configs": "list the shipped recipes, or print one",
+    "demo": "from phantoms to pictures in a few minutes, offline",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 fine, 1 a result that is not, 2 an error of the user, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"medseg-se {__version__}")
+        return 0
+    try:
+        return _dispatch(arguments)
+    except MedsegError as error:
+        print(f"medseg-se: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None and not isinstance(error, BrokenPipeError):
+            raise
+        print(f"medseg-se: error: {describe_os_error(str(error.filename), error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("medseg-se: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def usage() -> str:
+    """Return the text of `--help`."""
+    rows = {**TRAINING, **COMMANDS}
+    width = max(map(len, rows))
+    listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
+    return (
+        f"medseg-se {__version__}: medical volumetric segmentation\n\nusage: medseg-se COMMAND [options]\n\ncommands:\n{listed}\n\n"
+        "`medseg-se COMMAND --help` explains a command. `medseg-prep --help` lists the converters that make datasets."
+    )
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name = arguments[0]
+    if name in TRAINING:
+        from medseg_se.cli import train
+
+        return train.run(arguments)
+    if name not in COMMANDS:
+        raise unknown_name("command", name, [*TRAINING, *COMMANDS])
+    from medseg_se.cli import commands
+
+    return run_function(f"medseg-se {name}", getattr(commands, name), arguments[1:])
+
+
+def run_function(prog: str, function: Callable[..., int], arguments: Sequence[str]) -> int:
+    """Call a typed function with command-line arguments.
+
+    Positional parameters become words (one or more for a list), keyword-only ones options, booleans flags.
+    """
+    from jsonargparse import ArgumentParser
+
+    from medseg_se.cli.messages import explain
+
+    signature = inspect.signature(function)
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> Any:
+            raise explain(message, [f"--{name}" for name in signature.parameters]) from ex
+
+    parser = Parser(prog=prog, description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0], allow_abbrev=False)
+    words = _parameter_help(function)
+    by_hand: set[str] = set()
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            optional = parameter.default is not parameter.empty
+            count: dict[str, Any] = {"nargs": "?", "default": parameter.default} if optional else {}
+            if "list" in str(parameter.annotation):
+                count = {"nargs": "+"}
+            parser.add_argument(name, type=str, help=words.get(name, ""), **count)
+            by_hand.add(name)
+        elif parameter.default is False:
+            parser.add_argument(*dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), action="store_true", help=words[name])
+            by_hand.add(name)
+    parser.add_function_arguments(function, skip=by_hand)
+    return function(**parser.parse_args(list(arguments)).as_dict())
+
+
+def _parameter_help(function: Callable[..., int]) -> dict[str, str]:
+    import docstring_parser
+
+    parsed = docstring_parser.parse(inspect.getdoc(function) or "")
+    return {item.arg_name: item.description or "" for item in parsed.params}

@@ -1,0 +1,206 @@
+"""`fit`, `validate` and `test`: LightningCLI with this project's defaults and messages."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger
+from rich.console import Console
+from rich.table import Table
+
+from medseg_se.cli.messages import explain
+from medseg_se.cli.recipes import recipe_path
+from medseg_se.data.segmentation import SegmentationData
+from medseg_se.errors import MedsegError, UsageError
+from medseg_se.hardware import best_device, has_bfloat16
+from medseg_se.tasks import SegmentationTask
+from medseg_se.tasks.callbacks import AtomicCheckpointIO, KeepLast, TrainingProgress
+
+log = logging.getLogger(__name__)
+
+
+class Parser(LightningArgumentParser):
+    """An argument parser whose complaint about an unknown key names the nearest valid one, on one line."""
+
+    arguments: Sequence[str] = ()  # of the running command, for messages
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the complaint as a `UsageError`."""
+        raise explain(str(message), valid_keys(), self.arguments) from ex
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI that takes the sizes of the network from the data and fills in sensible trainer defaults."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the subcommands with the arguments that are not the user's."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in ("fit", "validate", "test")}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse `args`."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as the user wrote it; Lightning would mix in what the checkpoint was made with."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link what the data knows to what the network needs."""
+        for name in ("num_classes", "in_channels", "spatial_dims"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Guard earlier runs, and compute in bfloat16 where the hardware does."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        trainer = config.trainer
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = "runs/default"
+        last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        resume = config.get("ckpt_path")
+        if self.subcommand == "fit":
+            if resume is None and last.exists() and not trainer.fast_dev_run:
+                raise UsageError(
+                    f"{last.parent.parent} already holds a run. Continue it with `--ckpt_path last`, or start another one with "
+                    "`--trainer.default_root_dir FOLDER`."
+                )
+            if resume == "last" and not last.exists():
+                raise UsageError(f"Nothing to continue: there is no {last}. Leave out `--ckpt_path last` to start.")
+        if resume and re.match(r"\w+://", str(resume)):
+            raise UsageError(f"Expected `ckpt_path` to be a file, but got the address {resume}. Download and inspect it first.")
+        if resume in ("last", "best"):
+            config.ckpt_path = str(last.parent / f"{resume}.ckpt")
+        if trainer.precision is None:
+            cpu = trainer.accelerator == "cpu"
+            device = best_device("cpu" if cpu else "auto")
+            trainer.precision = "bf16-mixed" if has_bfloat16(device) else "32-true"
+
+    def instantiate_classes(self) -> None:
+        """Build data, network and trainer; what they refuse is passed on as they said it."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # jsonargparse wraps whatever a constructor raises
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, MedsegError):
+                cause = cause.__cause__ or cause.__context__
+            if cause is None:
+                raise
+            raise cause from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add the checkpoint, progress and logging habits that a config does not set itself."""
+        config = self._get(self.config_init, "trainer")
+        root = Path(config["default_root_dir"])
+        checkpoints = root / "checkpoints"
+        callbacks: list[pl.Callback] = [KeepLast(checkpoints / "last.ckpt"), TrainingProgress()]
+        if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
+            callbacks.append(
+                ModelCheckpoint(
+                    checkpoints, "best", monitor="val_dice", mode="max", save_last=True, enable_version_counter=False
+                )
+            )
+        else:
+            callbacks.pop(0)
+        extra: dict[str, Any] = {"plugins": [AtomicCheckpointIO(), *(config.get("plugins") or [])]}
+        if config.get("logger") in (None, True):
+            extra["logger"] = CSVLogger(str(root), name="logs")
+        trainer_config = {**config, **extra, **kwargs}
+        trainer_config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
+        if config.get("enable_model_summary") is None:
+            trainer_config["enable_model_summary"] = False
+        return self._instantiate_trainer(trainer_config, [])
+
+    def after_fit(self) -> None:
+        """Judge the best checkpoint on whole scans and say where everything is."""
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if not best or self.trainer.interrupted:
+            return
+        console = Console(stderr=True)
+        console.print(f"\nBest checkpoint: {best}\nJudging it on the whole validation scans …", highlight=False)
+        self.trainer.validate(self.model, self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+        print_dice(self.trainer.callback_metrics, console)
+        console.print(
+            "These scans chose the checkpoint. To judge it from the files, on their own grid, run `medseg-se predict` and "
+            "`medseg-se evaluate`.",
+            highlight=False,
+        )
+
+
+def print_dice(metrics: Any, console: Console) -> None:
+    """Print the whole-scan Dice of every structure as a table."""
+    table = Table("structure", "Dice (mean over scans)")
+    found = {key.split("/", 1)[1]: float(value) for key, value in metrics.items() if re.match(r"(val|test)_scan_dice/", key)}
+    for name, dice in found.items():
+        table.add_row(name, f"{dice:.3f}" if dice == dice else "not counted: absent")
+    mean = next((float(value) for key, value in metrics.items() if re.fullmatch(r"(val|test)_scan_dice", key)), float("nan"))
+    table.add_row("mean over structures", f"{mean:.3f}", style="bold")
+    console.print(table)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `fit`, `validate` or `test` with the arguments after the program's name; returns the exit code."""
+    quieten()
+    Parser.arguments = arguments = with_recipes(list(argv))
+    try:
+        TrainingCLI(
+            SegmentationTask,
+            SegmentationData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={"prog": "medseg-se"},
+            args=arguments,
+        )
+    except SystemExit as stop:  # Lightning's way out after Ctrl-C
+        if stop.code == 1 and arguments[:1] == ["fit"]:
+            again = [*arguments, *([] if "--ckpt_path" in arguments else ["--ckpt_path", "last"])]
+            print(f"Interrupted; the state is saved. Continue with: medseg-se {' '.join(again)}", file=sys.stderr)
+            return 130
+        return int(stop.code or 0)
+    return 0
+
+
+def with_recipes(arguments: list[str]) -> list[str]:
+    """Replace the name of a shipped recipe after `--config` by its file."""
+    result = list(arguments)
+    for place, argument in enumerate(result[:-1]):
+        if argument in ("--config", "-c") and not Path(result[place + 1]).exists() and not result[place + 1].endswith(".yaml"):
+            result[place + 1] = str(recipe_path(result[place + 1]))
+    return result
+
+
+def valid_keys() -> list[str]:
+    """Return every key of a config, dotted, and the short forms of the command line."""
+    keys = ["seed_everything", "trainer", "model", "data", "ckpt_path", "config"]
+    for prefix, kind in (("trainer", pl.Trainer), ("model", SegmentationTask), ("data", SegmentationData)):
+        keys += [f"{prefix}.{name}" for name in inspect.signature(kind.__init__).parameters if name != "self"]
+    return keys
+
+
+def quieten() -> None:
+    """Leave out the tips and notices of the libraries below; warnings about data stay."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*LeafSpec.*", ".*`isinstance.treespec.*", ".*deprecat.*"):
+        warnings.filterwarnings("ignore", message=text)

@@ -1,0 +1,68 @@
+"""What the user named on the command line, resolved to cases: files, folders or datasets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from medseg_se.data.datalist import Case, read_datalist
+from medseg_se.errors import DataError
+from medseg_se.volumes import case_name, is_scan
+
+
+def find_cases(inputs: Sequence[Path | str], channels: int) -> list[Case]:
+    """Return the cases that `inputs` name.
+
+    A file is a case. A folder is one case a scan; a folder with a `dataset.json` or CSV, or such a file, lists its cases. With
+    several channels, files named `CASE_0000`, `CASE_0001`, … are the channels of one case; otherwise a file holds them all.
+
+    Raises:
+        DataError: A path does not exist, a folder holds no scan, or two inputs would be written under one name.
+    """
+    cases: list[Case] = []
+    files: list[Path] = []
+    for name in inputs:
+        path = Path(name)
+        if not path.exists():
+            raise DataError(f"No such file or folder: {path}.")
+        if path.is_dir():
+            scans = sorted(entry for entry in path.iterdir() if is_scan(entry))
+            if scans:
+                files += scans
+            elif (path / "dataset.json").is_file() or len(list(path.glob("*.csv"))) == 1:
+                cases += _listed(path)
+            else:
+                raise DataError(f"The folder {path} holds no .nii or .nii.gz file and no dataset.json.")
+        elif path.suffix.lower() in (".json", ".csv"):
+            cases += _listed(path)
+        else:
+            files.append(path)
+    cases += _from_files(files, channels)
+    by_id: dict[str, Case] = {}
+    for case in cases:
+        if case.id in by_id:
+            raise DataError(f"{by_id[case.id].images[0]} and {case.images[0]} would both be written as {case.id}; predict them apart.")
+        by_id[case.id] = case
+    return list(by_id.values())
+
+
+def _listed(path: Path) -> list[Case]:
+    datalist = read_datalist(path)
+    return [*datalist.training, *datalist.test]
+
+
+def _from_files(files: Sequence[Path], channels: int) -> list[Case]:
+    """Group files into cases; `_0000` is a channel number if every file has such an ending."""
+    numbered = [re.fullmatch(r"(.+)_(\d{4})", case_name(path)) for path in files]
+    if not files or not all(numbered) or not any(match and match.group(2) == "0000" for match in numbered):
+        return [Case(case_name(path), (path,), group=case_name(path)) for path in files]
+    grouped: dict[tuple[Path, str], dict[int, Path]] = {}
+    for path, match in zip(files, numbered, strict=True):
+        if match:
+            grouped.setdefault((path.parent, match.group(1)), {})[int(match.group(2))] = path
+    for (_, stem), found in grouped.items():
+        if sorted(found) != list(range(len(found))) or len(found) != channels:
+            wanted = ", ".join(f"{stem}_{number:04d}" for number in range(channels))
+            raise DataError(f"Expected the channels {wanted} of case {stem}, but got {', '.join(p.name for p in found.values())}.")
+    return [Case(stem, tuple(found[n] for n in sorted(found)), group=stem) for (_, stem), found in grouped.items()]

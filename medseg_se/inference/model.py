@@ -1,0 +1,179 @@
+"""From a checkpoint to a model that segments scans: everything it needs is in the checkpoint, as tensors and plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medseg_se.data.preprocessing import Prepared, Preprocessing
+from medseg_se.errors import CheckpointError, DataError, MedsegError, UsageError
+from medseg_se.hardware import best_device, has_bfloat16
+from medseg_se.inference.tiling import tiled_logits
+from medseg_se.networks import build_network
+from medseg_se.structures import Structures
+from medseg_se.volumes import Volume
+
+FORMAT = 1
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a scan, on the scan's own grid.
+
+    Attributes:
+        labels: Label values of the dataset the model was trained on, in its type, (1, I, J, K).
+        probabilities: Softmax probabilities float32 (classes, I, J, K), background first; None unless asked for.
+    """
+
+    labels: Volume
+    probabilities: Volume | None = None
+
+
+class Model:
+    """A trained network with its preprocessing and structures. Make one with `Model.load`.
+
+    Attributes:
+        structures: What it segments.
+        channels: Names of the channels it expects.
+        preprocessing: What is done to a scan first.
+        digest: Digest of the checkpoint file.
+        training: Digests of the image files it was trained on.
+        validation: Digests of the image files that chose the checkpoint.
+    """
+
+    def __init__(self, network: nn.Module, description: dict[str, Any], digest: str, device: torch.device, precision: Precision):
+        data = description["data"]
+        self.network = network.to(device).eval()
+        self.device, self.precision, self.digest = device, precision, digest
+        self.structures = Structures.from_dict(data["structures"])
+        self.channels: tuple[str, ...] = tuple(data["channels"])
+        self.preprocessing = Preprocessing.from_dict(data["preprocessing"])
+        self.label_dtype: str = data["label_dtype"]
+        self.training, self.validation = frozenset(data["training"]), frozenset(data["validation"])
+        self.flat_axis: int | None = data["flat_axis"]
+        self.tile: tuple[int, ...] = tuple(data["tile"])
+
+    @classmethod
+    def load(cls, path: Path | str, device: str = "auto", precision: Precision = "fp32") -> Model:
+        """Load a checkpoint; nothing in the file is executed.
+
+        Args:
+            path: A checkpoint written by `medseg-se fit`.
+            device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+            precision: "bf16" is faster where the hardware has it, and rounds.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, holds code, or was written by another program.
+            UsageError: The device does not exist, or cannot compute in that precision.
+        """
+        path = Path(path)
+        description, state, digest = read_checkpoint(path)
+        target = best_device(device)
+        if precision not in ("fp32", "bf16"):
+            raise UsageError(f"Expected `precision` to be fp32 or bf16, but got {precision!r}.")
+        if precision == "bf16" and not has_bfloat16(target):
+            raise UsageError(f"The device {target} does not compute in bfloat16. Leave out the precision.")
+        try:
+            parts = description["network"]
+            network = build_network(
+                parts["name"], parts["in_channels"], parts["num_classes"], parts["spatial_dims"], **parts["options"]
+            )
+            network.load_state_dict(state)
+            return cls(network, description, digest, target, precision)
+        except (KeyError, TypeError, RuntimeError, MedsegError) as error:
+            first = str(error).splitlines()[0]
+            raise CheckpointError(f"The checkpoint {path} contradicts itself: {first}. It is damaged or was edited.") from error
+
+    def predict(self, image: Volume, overlap: float = 0.5, probabilities: bool = False) -> Prediction:
+        """Segment a scan (C, I, J, K) as read from its file.
+
+        Raises:
+            DataError: Wrong number of channels, or voxels that are not finite.
+        """
+        if image.array.shape[0] != len(self.channels):
+            raise DataError(
+                f"Expected {len(self.channels)} channels ({', '.join(self.channels)}), but "
+                f"{image.path or 'the scan'} has {image.array.shape[0]}."
+            )
+        prepared = self.preprocessing(image)
+        logits = self.logits(torch.from_numpy(prepared.image.array).to(self.device), overlap)
+        indices = _largest(logits, prepared.cut_shape).cpu().numpy()
+        labels = prepared.restore(self.structures.decode(indices, self.label_dtype or None)[None], self.structures.background[0])
+        if not probabilities:
+            return Prediction(labels)
+        return Prediction(labels, _probabilities(logits, prepared))
+
+    def logits(self, image: Tensor, overlap: float = 0.5) -> Tensor:
+        """Return the logits (classes, I, J, K) of a prepared scan (C, I, J, K)."""
+        batch = 1 if self.flat_axis is None else 8
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return tiled_logits(self.network, image, self.tile, overlap, batch, self.flat_axis)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """Return the description, the network's weights and the digest of a checkpoint; nothing in it is executed.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, holds code, or was written by another program.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"No such checkpoint: {path}.")
+    try:
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint of tensors and plain data: it holds other objects or code, or is damaged. Nothing in it "
+            "was executed."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"Cannot read the checkpoint {path}: {str(error).splitlines()[0]}. It may be damaged.") from error
+    description = content.get("medseg_se") if isinstance(content, dict) else None
+    if not isinstance(description, dict) or "state_dict" not in content:
+        raise CheckpointError(f"{path} was not written by medseg-se: it does not say what the network and its structures are.")
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {description.get('format')}, but this version reads format {FORMAT}. "
+            f"It was written by medseg-se {description.get('version')}."
+        )
+    if not description.get("data"):
+        raise CheckpointError(f"{path} does not say what data it was trained on; it was trained without a data module.")
+    prefix = "network."
+    state = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+    return description, state, digest
+
+
+def _largest(logits: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Return the class with the largest logit after linear resampling to `shape`, one class in memory at a time."""
+    if tuple(logits.shape[1:]) == shape:
+        return logits.argmax(0)
+    best = _resized(logits[0], shape)
+    winner = torch.zeros(shape, dtype=torch.int64, device=logits.device)
+    for index in range(1, len(logits)):
+        candidate = _resized(logits[index], shape)
+        better = candidate > best
+        best = torch.where(better, candidate, best)
+        winner[better] = index
+    return winner
+
+
+def _resized(channel: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    return F.interpolate(channel[None, None], size=shape, mode="trilinear", align_corners=False)[0, 0]
+
+
+def _probabilities(logits: Tensor, prepared: Prepared) -> Volume:
+    """Return softmax probabilities on the scan's own grid; what was cropped away is background for certain."""
+    resized = np.stack([_resized(channel, prepared.cut_shape).cpu().numpy() for channel in logits.softmax(0)])
+    restored = prepared.restore(resized)
+    inside = prepared.restore(np.ones((1, *prepared.cut_shape), dtype=np.uint8)).array[0]
+    restored.array[0][inside == 0] = 1.0
+    return restored

@@ -1,0 +1,161 @@
+"""Callbacks of every training run: a progress bar that says what a person wants to know, and checkpoints that survive."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from medseg_se.files import atomic_write
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write checkpoints beside their name and rename them: a killed run or a full disk never leaves half a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            OutputError: The folder is not writable or the disk is full.
+        """
+        with atomic_write(path) as stream:
+            torch.save(checkpoint, stream)
+
+
+class KeepLast(pl.Callback):
+    """Write `last.ckpt` when training ends or is interrupted, besides the one after every epoch.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the final weights, also when a time limit ended the run within an epoch."""
+        trainer.save_checkpoint(self.path)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Keep the weights when a person or the scheduler ends the run; after any other error the last epoch's are kept."""
+        stopped = isinstance(exception, (KeyboardInterrupt, pl.utilities.exceptions.SIGTERMException))
+        if stopped and trainer.state.fn == "fit" and trainer.global_step > 0:
+            trainer.save_checkpoint(self.path)
+
+
+class TrainingProgress(pl.callbacks.ProgressBar):
+    """One bar for the whole run, with loss, Dice, time left and the share of the time spent waiting for data.
+
+    In a terminal the bar is live; otherwise a line is printed after each epoch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._enabled = True
+        self._started = self._last = time.monotonic()
+        self._done_at_start = 0.0
+        self._waiting = self._working = 0.0
+        self._loss: float | None = None
+        self._best = 0.0
+
+    def disable(self) -> None:
+        """Show nothing (Lightning calls this on all processes but the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show progress."""
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the bar."""
+        if self._enabled:
+            self._console.print(*args)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar."""
+        self._started = self._last = time.monotonic()
+        self._done_at_start = pl_module.done()
+        if self._enabled and self._console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %  {task.fields[facts]}")
+            self._bar = Progress(*columns, console=self._console, refresh_per_second=2)
+            self._task = self._bar.add_task("training", total=1.0, facts="")
+            self._bar.start()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting this epoch's waiting anew."""
+        self._waiting = self._working = 0.0
+        self._last = time.monotonic()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the time since the last batch as waiting for data."""
+        now = time.monotonic()
+        self._waiting += now - self._last
+        self._last = now
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the time of the step as work and move the bar."""
+        now = time.monotonic()
+        self._working += now - self._last
+        self._last = now
+        if isinstance(outputs, dict) and "loss" in outputs:
+            loss = float(outputs["loss"])
+            self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
+        if self._bar is not None:
+            self._bar.update(self._task, completed=pl_module.done(), description=self._place(trainer), facts=self._facts(trainer))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print a line for the epoch."""
+        if not self._enabled or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._best = max(self._best, float(trainer.callback_metrics.get("val_dice", 0.0)))
+        self._console.print(f"{self._place(trainer)}  {self._facts(trainer)}  best {self._best:.3f}", highlight=False)
+        self._last = time.monotonic()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _place(self, trainer: pl.Trainer) -> str:
+        epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        return f"epoch {trainer.current_epoch + 1}{epochs}"
+
+    def _facts(self, trainer: pl.Trainer) -> str:
+        done = trainer.lightning_module.done() - self._done_at_start
+        elapsed = time.monotonic() - self._started
+        left = elapsed / done * (1 - self._done_at_start - done) if done > 0 else None
+        waited = self._waiting / max(1e-9, self._waiting + self._working)
+        facts = [
+            f"loss {self._loss:.3f}" if self._loss is not None else "",
+            f"dice {float(trainer.callback_metrics['val_dice']):.3f}" if "val_dice" in trainer.callback_metrics else "",
+            f"left {_clock(left)}" if left is not None else "",
+            f"waiting for data {waited:.0%}",
+        ]
+        return "  ".join(fact for fact in facts if fact)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+

@@ -1,0 +1,311 @@
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from medseg_se.errors import DataError, UsageError
+from medseg_se.evaluation.evaluate import POLICY, evaluate
+from medseg_se.structures import Structures
+from medseg_se.volumes import Volume, write_volume
+
+STRUCTURES = Structures(
+    {"left hippocampus": (17,), "right hippocampus": (53,), "lesion": (99,)},
+    regions={"hippocampi": ("left hippocampus", "right hippocampus")},
+    ignore=255,
+)
+OBLIQUE = np.array([[0.8, -1.2, 0, -10], [0.6, 1.6, 0, 20], [0, 0, -3, 5], [0, 0, 0, 1]])  # 1 × 2 × 3 mm, left-handed
+SPACING = np.diag([1.0, 2.0, 3.0, 1.0])
+
+
+def labels(*, left=4, right=4, lesion=0, shift=0):
+    """A map with blocks of `left` x 4 x 4 and `right` x 4 x 4 voxels, and `lesion` single voxels."""
+    array = np.zeros((1, 12, 12, 10), dtype=np.uint8)
+    array[0, shift : shift + left, :4, :4] = 17
+    array[0, :right, 6:10, :4] = 53
+    array[0, -1, -1, :lesion] = 99
+    return array
+
+
+def write(folder, name, array, affine=OBLIQUE):
+    write_volume(Volume(array, affine), folder / name)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    predictions, truth = tmp_path / "predictions", tmp_path / "truth"
+    predictions.mkdir()
+    truth.mkdir()
+    return predictions, truth
+
+
+def run(folders, structures=STRUCTURES, **options):
+    return evaluate(*folders, structures, progress=False, **options)
+
+
+def by_case(evaluation):
+    return {case.id: case for case in evaluation.cases}
+
+
+def manifest(folder, cases):
+    (folder / "predictions.json").write_text(json.dumps({"format": 1, "model": "0a1b", "cases": cases}))
+
+
+def test_dice_and_volumes_on_an_oblique_grid_with_values_far_apart(folders):
+    predictions, truth = folders
+    write(truth, "a.nii.gz", labels())
+    write(predictions, "a.nii", labels(shift=1, right=2))
+    case = by_case(run(folders))["a"]
+    assert case.failure is None
+    assert case.dice["left hippocampus"] == pytest.approx(0.75)
+    assert case.dice["right hippocampus"] == pytest.approx(2 * 32 / (64 + 32))
+    assert case.dice["hippocampi"] == pytest.approx(2 * (48 + 32) / (128 + 96))
+    assert np.isnan(case.dice["lesion"])
+    assert case.truth_ml["hippocampi"] == pytest.approx(128 * 6 / 1000)
+    assert case.predicted_ml["right hippocampus"] == pytest.approx(32 * 6 / 1000)
+
+
+def test_summary_counts_only_cases_with_the_structure(folders):
+    predictions, truth = folders
+    for name, shift, lesion in (("a", 0, 0), ("b", 1, 2), ("c", 2, 0)):
+        write(truth, f"{name}.nii.gz", labels(lesion=lesion))
+        write(predictions, f"{name}.nii.gz", labels(shift=shift))
+    evaluation = run(folders, workers=2)
+    left, lesion = evaluation.summary()["left hippocampus"], evaluation.summary()["lesion"]
+    assert (left.n, left.worst_case) == (3, "c")
+    assert [left.mean, left.sd, left.median, left.minimum] == pytest.approx([0.75, 0.25, 0.75, 0.5])
+    assert (lesion.n, lesion.mean, lesion.worst_case) == (1, 0, "b")
+    assert np.isnan(lesion.sd)
+    # The region is no structure of its own: (0.75 + 1 + 0) / 3.
+    assert evaluation.mean_foreground == pytest.approx(1.75 / 3)
+    assert not evaluation.failed
+
+
+def test_a_structure_that_no_case_has_is_counted_nowhere(folders):
+    for folder in folders:
+        write(folder, "a.nii.gz", labels())
+    evaluation = run(folders)
+    assert evaluation.summary()["lesion"].n == 0
+    assert evaluation.mean_foreground == 1
+
+
+def test_voxels_of_unknown_truth_are_left_out(folders):
+    predictions, truth = folders
+    unknown = labels()
+    unknown[0, 2:4, :4, :4] = 255
+    write(truth, "a.nii.gz", unknown)
+    write(predictions, "a.nii.gz", labels(shift=1, left=3))
+    assert by_case(run(folders))["a"].dice["left hippocampus"] == pytest.approx(2 * 16 / (32 + 16))
+
+
+def test_missing_and_unusable_predictions_count_as_empty_ones(folders):
+    predictions, truth = folders
+    for name in ("absent", "elsewhere", "good", "ignored", "other shape", "stray", "truncated"):
+        write(truth, f"{name}.nii.gz", labels())
+        write(predictions, f"{name}.nii.gz", labels())
+    (predictions / "absent.nii.gz").unlink()
+    moved = OBLIQUE.copy()
+    moved[0, 3] += 5
+    write(predictions, "elsewhere.nii.gz", labels(), moved)
+    write(predictions, "other shape.nii.gz", labels()[:, :-1])
+    for name, value in (("stray", 7), ("ignored", 255)):
+        array = labels()
+        array[0, -1, -1, -1] = value
+        write(predictions, f"{name}.nii.gz", array)
+    content = (predictions / "truncated.nii.gz").read_bytes()
+    (predictions / "truncated.nii.gz").write_bytes(content[: len(content) // 2])
+    evaluation = run(folders)
+    reasons = {
+        "absent": "no prediction found",
+        "elsewhere": "lies on a different grid: affines that put the same voxel up to 5.00 mm apart",
+        "ignored": "label value {255}",
+        "other shape": "lies on a different grid: shape (11, 12, 10) against (12, 12, 10)",
+        "stray": "label value {7}",
+        "truncated": "Cannot read",
+    }
+    assert set(evaluation.failures) == set(reasons)
+    for name, reason in reasons.items():
+        assert reason in evaluation.failures[name]
+        case = by_case(evaluation)[name]
+        assert (case.dice["left hippocampus"], case.dice["hippocampi"], case.predicted_ml["hippocampi"]) == (0, 0, 0)
+        assert np.isnan(case.dice["lesion"])
+    assert evaluation.failed
+    assert evaluation.summary()["left hippocampus"].n == 7
+    assert evaluation.mean_foreground == pytest.approx(1 / 7)
+
+
+def test_a_manifest_says_which_cases_are_expected(folders):
+    predictions, truth = folders
+    for name in "abcd":
+        write(truth, f"{name}.nii.gz", labels())
+    for name in ("a", "b", "d"):
+        write(predictions, f"{name}.nii.gz", labels())
+    done = {"status": "done", "file": "a.nii.gz", "error": None}
+    failed = {"status": "failed", "file": "b.nii.gz", "error": "the scan is empty"}
+    manifest(predictions, {"a": done, "b": failed, "new": {**done, "file": "new.nii.gz"}})
+    evaluation = run(folders)
+    assert list(by_case(evaluation)) == ["a", "b"]
+    assert by_case(evaluation)["a"].dice["hippocampi"] == 1
+    assert evaluation.failures == {"b": "the prediction failed: the scan is empty"}
+    assert by_case(evaluation)["b"].dice["hippocampi"] == 0
+    assert evaluation.extra == ("new",)
+
+
+def test_a_manifest_that_was_never_finished_counts_as_failures(folders):
+    predictions, truth = folders
+    write(truth, "a.nii.gz", labels())
+    manifest(predictions, {"a": {"status": "running", "file": None}})
+    assert "'running'" in run(folders).failures["a"]
+
+
+def test_a_manifest_of_another_kind_is_refused(folders):
+    predictions, truth = folders
+    write(truth, "a.nii.gz", labels())
+    manifest(predictions, ["a"])
+    with pytest.raises(DataError, match=r"predictions\.json to list 'cases'"):
+        run(folders)
+
+
+def test_predictions_without_truth_are_listed_not_judged(folders):
+    predictions, truth = folders
+    write(truth, "a.nii.gz", labels())
+    for name in ("z", "a", "b"):
+        write(predictions, f"{name}.nii.gz", labels())
+    evaluation = run(folders)
+    assert evaluation.extra == ("b", "z")
+    assert list(by_case(evaluation)) == ["a"]
+    assert not evaluation.failed
+
+
+def test_broken_truth_is_listed_and_makes_the_evaluation_fail(folders):
+    predictions, truth = folders
+    for name in ("a", "b", "c"):
+        write(predictions, f"{name}.nii.gz", labels())
+    write(truth, "a.nii.gz", labels())
+    (truth / "b.nii.gz").write_bytes(b"no scan at all")
+    write(truth, "c.nii.gz", labels() + 1)
+    evaluation = run(folders)
+    assert list(by_case(evaluation)) == ["a"]
+    assert set(evaluation.unjudged) == {"b", "c"}
+    assert str(truth / "b.nii.gz") in evaluation.unjudged["b"]
+    assert "not declared" in evaluation.unjudged["c"]
+    assert evaluation.failed
+    assert not evaluation.failures
+    assert evaluation.summary()["hippocampi"].n == 1
+
+
+def test_a_decathlon_dataset_gives_cases_structures_and_held_back_truth(tmp_path):
+    dataset, predictions = tmp_path / "Task04", tmp_path / "predictions"
+    cases = {"tr": "labelsTr", "ts": "labelsTs"}
+    content = {
+        "labels": {"0": "background", "17": "left", "53": "right"},
+        "training": [{"image": "imagesTr/tr.nii.gz", "label": "labelsTr/tr.nii.gz"}, {"image": "imagesTr/unlabelled.nii.gz"}],
+        "test": ["imagesTs/ts.nii.gz", "imagesTs/unknown.nii.gz"],
+    }
+    for name, folder in cases.items():
+        write(dataset / folder, f"{name}.nii.gz", labels())
+        write(predictions, f"{name}.nii.gz", labels(shift=1))
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    write(predictions, "unknown.nii.gz", labels())
+    for truth in (dataset, dataset / "dataset.json"):
+        evaluation = evaluate(predictions, truth, progress=False)
+        assert {name: case.dice["left"] for name, case in by_case(evaluation).items()} == {"tr": 0.75, "ts": 0.75}
+        assert evaluation.extra == ("unknown",)
+    labels_only = evaluate(predictions, dataset / "labelsTr", progress=False)
+    assert labels_only.structures.names == ("left", "right")
+    assert list(by_case(labels_only)) == ["tr"]
+
+
+def test_a_csv_among_label_maps_is_a_dataset_only_if_it_lists_images(folders):
+    predictions, truth = folders
+    for folder in folders:
+        write(folder, "a.nii.gz", labels())
+    (truth / "structures.json").write_text(json.dumps(STRUCTURES.to_dict()))
+    (truth / "volumes.csv").write_text("case,volume\na,3\n")
+    assert list(by_case(run(folders, None))) == ["a"]
+    (truth / "volumes.csv").write_text("id,image,label\nscan,scan.nii.gz,a.nii.gz\n")
+    write(predictions, "scan.nii.gz", labels())
+    assert list(by_case(run(folders, None))) == ["scan"]
+
+
+def test_errors_say_what_to_do(folders, tmp_path):
+    predictions, truth = folders
+    write(truth, "a.nii.gz", labels())
+    with pytest.raises(DataError, match="predicted are none, but the truth has a"):
+        run(folders)
+    write(predictions, "a_0000.nii.gz", labels())
+    with pytest.raises(DataError, match=r"predicted are a_0000, but the truth has a\."):
+        run(folders)
+    with pytest.raises(UsageError, match="Give --structures"):
+        run(folders, None)
+    with pytest.raises(UsageError, match="`workers` to be at least 1, but got 0"):
+        run(folders, workers=0)
+    with pytest.raises(DataError, match="folder of predicted label maps"):
+        run((tmp_path / "nowhere", truth))
+    with pytest.raises(DataError, match="No such truth"):
+        run((predictions, tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no label map to judge against"):
+        run((predictions, tmp_path / "empty"))
+    write(truth, "a.nii", labels())
+    with pytest.raises(DataError, match="claim to be case a; remove one"):
+        run(folders)
+
+
+@pytest.fixture
+def mixed(folders):
+    predictions, truth = folders
+    for name, lesion in (("a", 1), ("b", 0), ("c [x]", 0)):
+        write(truth, f"{name}.nii.gz", labels(lesion=lesion), SPACING)
+    write(predictions, "a.nii.gz", labels(shift=1, lesion=1), SPACING)
+    write(predictions, "b.nii.gz", labels(), SPACING)
+    write(predictions, "extra.nii.gz", labels(), SPACING)
+    return run(folders)
+
+
+def test_csv_has_a_row_per_case_and_a_column_per_structure(mixed, tmp_path):
+    mixed.write_csv(tmp_path / "out" / "dice.csv")
+    rows = {row["case"]: row for row in csv.DictReader((tmp_path / "out" / "dice.csv").open(encoding="utf-8", newline=""))}
+    assert list(rows) == ["a", "b", "c [x]"]
+    assert list(rows["a"]) == ["case", *STRUCTURES.judged(), "failure"]
+    assert (float(rows["a"]["left hippocampus"]), rows["a"]["failure"]) == (0.75, "")
+    assert (rows["b"]["lesion"], float(rows["b"]["hippocampi"])) == ("", 1)
+    assert float(rows["c [x]"]["hippocampi"]) == 0
+    assert "no prediction found" in rows["c [x]"]["failure"]
+
+
+def test_json_holds_summary_cases_failures_and_policy(mixed, tmp_path):
+    mixed.write_json(tmp_path / "dice.json")
+    content = json.loads((tmp_path / "dice.json").read_text(encoding="utf-8"))
+    assert content["policy"] == POLICY
+    assert Structures.from_dict(content["structures"]) == STRUCTURES
+    assert content["summary"]["left hippocampus"]["mean"] == pytest.approx(1.75 / 3)
+    assert content["summary"]["lesion"] == {
+        "mean": 1,
+        "sd": None,
+        "median": 1,
+        "n": 1,
+        "minimum": 1,
+        "worst_case": "a",
+    }
+    assert content["mean_foreground"] == pytest.approx((1.75 / 3 + 2 / 3 + 1) / 3)
+    assert [case["id"] for case in content["cases"]] == ["a", "b", "c [x]"]
+    assert content["cases"][1]["dice"]["lesion"] is None
+    assert list(content["failures"]) == ["c [x]"]
+    assert content["extra"] == ["extra"]
+
+
+def test_the_table_says_n_and_lists_what_went_wrong(mixed):
+    console = Console(file=io.StringIO(), width=200)
+    mixed.render(console)
+    text = console.file.getvalue()
+    lines = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in text.splitlines() if line.startswith("│")}
+    assert [cell.strip() for cell in lines["left hippocampus"]] == ["0.583 ± 0.520", "0.750", "0.000", "c [x]", "3"]
+    assert [cell.strip() for cell in lines["lesion"]] == ["1.000 ± –", "1.000", "1.000", "a", "1"]
+    assert "hippocampi (region)" in lines
+    assert lines["mean over foreground"][0].strip() == "0.750"
+    assert "c [x]: no prediction found" in text
+    assert "not judged (1): extra" in text
+    assert "is not counted" in text

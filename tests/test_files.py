@@ -1,0 +1,97 @@
+import errno
+import json
+import os
+import stat
+import tempfile
+
+import pytest
+
+from medseg_se.errors import OutputError
+from medseg_se.files import atomic_write, write_json, write_text
+
+
+def test_a_file_appears_whole_with_its_folders(tmp_path):
+    path = tmp_path / "new" / "folder" / "note.txt"
+    write_text(path, "für µCT\n")
+    assert path.read_bytes() == "für µCT\n".encode()
+    assert [file.name for file in path.parent.iterdir()] == ["note.txt"]
+
+
+def test_nothing_is_visible_under_the_name_before_the_end(tmp_path):
+    path = tmp_path / "note.txt"
+    with atomic_write(path) as stream:
+        stream.write(b"half")
+        stream.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
+def test_a_fault_keeps_the_old_file_and_leaves_no_part(tmp_path, fault):
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+
+    def write_and_fail():
+        with atomic_write(path) as stream:
+            stream.write(b"new")
+            raise fault
+
+    with pytest.raises(fault):
+        write_and_fail()
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"Cannot write .*note\.txt: the disk is full; free some space"):
+        write_text(tmp_path / "note.txt", "new")
+    assert [file.name for file in tmp_path.iterdir()] == []
+
+
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refused)
+    with pytest.raises(OutputError, match=r"note\.txt: the folder is not writable; choose another output folder"):
+        write_text(tmp_path / "note.txt", "new")
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_output_error(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(OutputError, match=r"Cannot write .*taken"):
+        write_text(tmp_path / "taken" / "note.txt", "new")
+    assert (tmp_path / "taken").read_text() == "a file"
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "note.txt", "x")
+        assert os.umask(0o027) == 0o027  # asking for the umask did not change it
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "note.txt").stat().st_mode) == 0o640
+
+
+def test_json_writes_nan_as_null_at_any_depth(tmp_path):
+    path = tmp_path / "scores.json"
+    write_json(path, {"dice": [1.0, float("nan"), {"mean": float("nan")}], 7: ("a", None), "name": "Dice ≥ 0.9"})
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "dice": [1.0, None, {"mean": None}],
+        "7": ["a", None],
+        "name": "Dice ≥ 0.9",
+    }
+    assert "Dice ≥ 0.9" in path.read_text(encoding="utf-8")
+
+
+def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
+    path = tmp_path / "scores.json"
+    write_json(path, {"dice": 1.0})
+    with pytest.raises(TypeError):
+        write_json(path, {"dice": object()})
+    assert json.loads(path.read_text()) == {"dice": 1.0}
