@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from medseg_se.errors import UsageError
@@ -17,12 +19,19 @@ def best_device(wanted: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", wanted):
+        raise UsageError(f"Expected `device` to be auto, cpu, cuda, cuda:1 (a number from 0) or mps, but got {wanted!r}.")
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"Cannot use the device {wanted!r}: {str(error).splitlines()[0]} Try auto, cpu or cuda.") from error
+        raise UsageError(f"The device {wanted!r} is not there. Usable here: {', '.join(['auto', *_usable()])}.") from error
     return device
+
+
+def _usable() -> list[str]:
+    cuda = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -41,7 +41,7 @@ class Structures:
     def __post_init__(self) -> None:
         if not self.values:
             raise DataError("Expected at least one structure besides the background, but got none.")
-        owner: dict[int, str] = {value: "background" for value in self.background}
+        owner: dict[int, str] = dict.fromkeys(self.background, "background")
         if self.ignore is not None:
             if self.ignore in owner:
                 raise DataError(f"Label value {self.ignore} means both 'background' and 'ignore'; give each its own.")
@@ -139,7 +139,8 @@ class Structures:
         """
         if self.ignore is None and indices.size and indices.min() < 0:
             raise DataError("Expected indices from 0, but got a negative one, and no label value means 'ignore'.")
-        return np.array(self._written(), dtype=self.dtype(dtype))[indices]
+        values: npt.NDArray[Any] = np.array(self._written(), dtype=self.dtype(dtype))
+        return np.take(values, indices)
 
     def dtype(self, wanted: npt.DTypeLike | None = None) -> np.dtype[Any]:
         """Return `wanted` if it holds every value that is written, else the smallest type that does."""

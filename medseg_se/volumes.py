@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError
 
 from medseg_se.errors import DataError, UsageError
 from medseg_se.files import atomic_write
@@ -154,7 +155,9 @@ def _read(path: Path, memory_limit: int) -> tuple[Array, nib.Nifti1Header, Path]
     shape = header.get_data_shape()
     spatial, channels = _split_shape(shape, path)
     start = int(header["vox_offset"])
-    data = np.frombuffer(content, dtype=header.get_data_dtype(), count=claimed // header.get_data_dtype().itemsize, offset=start)
+    data = np.frombuffer(
+        content, dtype=header.get_data_dtype(), count=claimed // header.get_data_dtype().itemsize, offset=start
+    )
     array = data.reshape((*spatial, channels), order="F")
     return np.moveaxis(array, 3, 0), header, path
 
@@ -199,9 +202,10 @@ def _read_header(head: bytes, path: Path, memory_limit: int) -> tuple[nib.Nifti1
     if not shape or any(length < 1 for length in shape) or len(shape) > 5:
         raise DataError(f"The header of {path} claims the impossible shape {shape}.")
     voxels = math.prod(int(length) for length in shape)
-    if voxels * max(4, dtype.itemsize) > memory_limit:
+    needed = voxels * max(4, dtype.itemsize)
+    if needed > memory_limit:
         raise DataError(
-            f"The header of {path} claims {shape} voxels, {voxels * max(4, dtype.itemsize) / 2**30:.1f} GiB in memory; the limit "
+            f"The header of {path} claims {shape} voxels, {needed / 2**30:.1f} GiB in memory; the limit "
             f"is {memory_limit / 2**30:.1f} GiB. Raise `memory_limit` if the scan is really that large."
         )
     if not kind.sizeof_hdr <= float(header["vox_offset"]) < 2**31:
@@ -239,7 +243,7 @@ def affine_of(header: nib.Nifti1Header, path: Path | str) -> npt.NDArray[np.floa
     sform, sform_code = header.get_sform(coded=True)
     try:
         qform, qform_code = header.get_qform(coded=True)
-    except (ValueError, np.linalg.LinAlgError, nib.spatialimages.HeaderDataError):
+    except (ValueError, np.linalg.LinAlgError, HeaderDataError):
         qform, qform_code = None, 0
     if sform_code > 0 and sform is not None and _spans_space(_finite(sform, path)):
         affine = _finite(sform, path)
@@ -289,7 +293,9 @@ def _warn_if_apart(sform: Array, qform: Array, header: nib.Nifti1Header, path: P
 def _orthogonal(affine: npt.NDArray[np.float64], path: Path | str) -> npt.NDArray[np.float64]:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if (spacing <= 0).any():
-        raise DataError(f"Expected `spacing` to be three positive numbers in mm, but got {tuple(map(float, spacing))} in {path}.")
+        raise DataError(
+            f"Expected `spacing` to be three positive numbers in mm, but got {tuple(map(float, spacing))} in {path}."
+        )
     directions = affine[:3, :3] / spacing
     u, _, v = np.linalg.svd(directions)
     nearest = u @ v
@@ -297,8 +303,8 @@ def _orthogonal(affine: npt.NDArray[np.float64], path: Path | str) -> npt.NDArra
     angle = math.degrees(math.acos(min(1.0, float(np.sum(directions * nearest, axis=0).min()))))
     if deviation > MENDABLE:
         raise DataError(
-            f"The axes of {path} are not orthogonal (off by {angle:.2f} degrees, {deviation:.4f} in an entry; at most {MENDABLE} "
-            "is mended). The grid is sheared; resample the scan onto an orthogonal one first."
+            f"The axes of {path} are not orthogonal (off by {angle:.2f} degrees, {deviation:.4f} in an entry; at most "
+            f"{MENDABLE} is mended). The grid is sheared; resample the scan onto an orthogonal one first."
         )
     if deviation < 1e-6:
         return affine
@@ -396,9 +402,8 @@ def write_volume(volume: Volume, path: Path | str, like: Volume | None = None) -
     array = volume.array[0] if volume.array.shape[0] == 1 else np.moveaxis(volume.array, 0, 3)
     image = nib.Nifti1Image(array, volume.affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
-    if like is not None and like.header is not None:
-        if like.shape != volume.shape:
-            raise DataError(f"Expected a result of shape {like.shape} to write it on the grid of {like.path}, but got {volume.shape}.")
+    if like is not None and like.shape != volume.shape:
+        raise DataError(f"Expected a result of the shape {like.shape} of {like.path}, but got {volume.shape}.")
     content = image.to_bytes()
     if like is not None and like.header is not None:
         # After nibabel is done: it would write its own forms over those that do not match the affine to the last digit.

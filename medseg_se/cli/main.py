@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,8 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MedsegError as error:
         print(f"medseg-se: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        if error.filename is None and not isinstance(error, BrokenPipeError):
+        if error.filename is None:
             raise
         print(f"medseg-se: error: {describe_os_error(str(error.filename), error)}", file=sys.stderr)
         return 2
@@ -89,7 +93,7 @@ def run_function(prog: str, function: Callable[..., int], arguments: Sequence[st
 
     parser = Parser(prog=prog, description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0], allow_abbrev=False)
     words = _parameter_help(function)
-    by_hand: set[str] = set()
+    by_hand: set[str | int] = set()
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             optional = parameter.default is not parameter.empty

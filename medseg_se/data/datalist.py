@@ -101,7 +101,7 @@ def deal_folds(groups: Iterable[str], folds: int, seed: int) -> dict[str, int]:
     """Deal the distinct `groups` into `folds` of equal size (±1), in the order of a hash of seed and name."""
     distinct = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).hexdigest())
     if folds < 2 or len(distinct) < folds:
-        raise UsageError(f"Expected `folds` between 2 and the number of groups, but got {folds} folds for {len(distinct)} groups.")
+        raise UsageError(f"Expected `folds` between 2 and the {len(distinct)} groups there are, but got {folds}.")
     return {group: position % folds for position, group in enumerate(distinct)}
 
 
@@ -137,7 +137,8 @@ def read_structures(source: Path | str) -> Structures:
     """Read structures from a dataset folder, a `dataset.json`, or a JSON table of names and values."""
     path = Path(source)
     if path.is_dir():
-        path = next((path / name for name in ("dataset.json", "structures.json", "labels.json") if (path / name).is_file()), path)
+        known = [path / name for name in ("dataset.json", "structures.json", "labels.json")]
+        path = next((candidate for candidate in known if candidate.is_file()), path)
     if not path.is_file():
         raise DataError(f"No structures at {source}: expected a JSON file of names and label values, or a dataset folder.")
     content = read_json(path)
@@ -168,7 +169,7 @@ def _find_description(folder: Path) -> Path:
         return tables[0]
     if not any(folder.iterdir()):
         raise DataError(f"The folder {folder} is empty. Expected a dataset.json or a CSV that lists its cases.")
-    raise DataError(f"Expected {folder} to hold a dataset.json or one CSV, but it holds {len(tables)} CSV files and no dataset.json.")
+    raise DataError(f"Expected {folder} to hold a dataset.json or one CSV, but it holds {len(tables)} CSV files.")
 
 
 def _read_decathlon(path: Path, content: Mapping[str, Any], structures: Structures | None) -> Datalist:
@@ -326,4 +327,3 @@ def _refuse_twins(datalist: Datalist) -> None:
             if case.id in seen:
                 raise DataError(f"{datalist.source} lists case {case.id!r} twice; results would overwrite each other.")
             seen.add(case.id)
-

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import json
 import multiprocessing
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,7 +28,7 @@ from medseg_se.files import atomic_write, write_json
 from medseg_se.volumes import Volume, reorient, write_volume
 
 Kind = Literal["brain", "torso"]
-VERSION = 1  # raise it when the same parameters give other scans
+VERSION = 2  # raise it when the same parameters give other scans
 MARKER = "phantom.json"
 
 BRAIN_LABELS: dict[int, str] = {
@@ -98,7 +97,7 @@ class _Recipe:
 def make_subject(kind: Kind, subject: int, seed: int = 0, resolution: float | None = None) -> tuple[Volume, Volume]:
     """Draw and scan one subject.
 
-    A subject depends on nothing but `kind`, `seed` and `subject`; its anatomy stays the same at another resolution.
+    A subject depends on nothing but `kind`, `seed` and `subject`; at another resolution it is the same subject, scanned again.
 
     Args:
         kind: "brain" (T1-weighted MR, float32) or "torso" (CT in HU, int16).
@@ -218,7 +217,7 @@ def _draw_points(recipe: _Recipe, grid: Grid, rng: np.random.Generator) -> Array
     """Place the subject in the scanner and bend it: where each fine point lies in the anatomy's own frame, (3, N)."""
     sizes = np.exp(0.03 * rng.normal(0, 1, 3).clip(-2, 2))
     pose = rotation(rng.uniform(-4, 4, 3)) / sizes[:, None]
-    points = grid.points(pose, np.array(recipe.centre) + rng.uniform(-3, 3, 3))
+    points = grid.points(pose, np.array(recipe.centre) + rng.uniform(-2, 2, 3))
     frequencies = np.sqrt(sum(np.meshgrid(*[np.arange(6.0) ** 2] * 3, indexing="ij")))
     decay = 1 / (1 + frequencies)
     decay[0, 0, 0] = 0  # a shift was drawn already
@@ -233,13 +232,15 @@ def _scan_mr(grid: Grid, brightness: Array, rng: np.random.Generator) -> npt.NDA
     bias = grid.waves(rng.standard_normal((3, 3, 3)), finer=1)
     brightness = brightness * np.exp(0.15 / np.abs(bias).max() * bias)
     real, imaginary = rng.standard_normal((2, *brightness.shape), dtype=np.float32) * np.float32(3.5)
-    return (np.hypot(brightness + real, imaginary) * rng.uniform(2.5, 8)).astype(np.float32)
+    scan: npt.NDArray[np.float32] = np.hypot(brightness + real, imaginary) * rng.uniform(2.5, 8)
+    return scan.astype(np.float32)
 
 
 def _scan_ct(grid: Grid, hu: Array, rng: np.random.Generator) -> npt.NDArray[np.int16]:
     """Scan with noise that is grained, as reconstruction leaves it, in whole HU."""
     noise = gaussian_filter(rng.standard_normal(grid.shape, dtype=np.float32), 0.5)
-    return np.clip(np.rint(hu + 12 / noise.std() * noise), -1024, 3071).astype(np.int16)
+    scan: npt.NDArray[np.float32] = hu + 12 / noise.std() * noise
+    return np.clip(np.rint(scan), -1024, 3071).astype(np.int16)
 
 
 RECIPES = {

@@ -6,6 +6,7 @@ outside and close to the distance from the surface near it; so "two millimetres 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,16 +45,10 @@ class Grid:
         result[:3, 3] = self.centre - result[:3, :3] @ ((np.array(self.shape) - 1) / 2)
         return result
 
-    @property
-    def fine_shape(self) -> tuple[int, int, int]:
-        """Points along (i, j, k) of the finer grid."""
-        i, j, k = (length * FINER for length in self.shape)
-        return i, j, k
-
     def offsets(self, finer: int = FINER) -> list[npt.NDArray[np.float64]]:
         """Return, for each axis, the distance in mm of its points from the centre."""
         pairs = zip(self.shape, self.spacing, strict=True)
-        return [(np.arange(n * finer) - (n * finer - 1) / 2) * (step / finer) for n, step in pairs]
+        return [(np.arange(n * finer, dtype=np.float64) - (n * finer - 1) / 2) * (step / finer) for n, step in pairs]
 
     def points(self, place: npt.NDArray[np.float64], origin: npt.NDArray[np.float64]) -> Array:
         """Return `origin` + `place` @ (world point - centre) for every fine point, (3, N)."""
@@ -78,7 +73,8 @@ class Grid:
         """Group the fine points (N,) by voxel: (FINER**3, I, J, K)."""
         i, j, k = self.shape
         parts = fine.reshape(i, FINER, j, FINER, k, FINER).transpose(1, 3, 5, 0, 2, 4)
-        return parts.reshape(FINER**3, i, j, k)
+        grouped: npt.NDArray[Any] = parts.reshape(FINER**3, i, j, k)
+        return grouped
 
 
 def majority(parts: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -88,7 +84,7 @@ def majority(parts: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return winner
 
 
-def rotation(degrees: Sequence[float]) -> npt.NDArray[np.float64]:
+def rotation(degrees: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return the (3, 3) rotation about x, then y, then z."""
     result = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(np.asarray(degrees, dtype=np.float64))):
@@ -103,7 +99,7 @@ def rotation(degrees: Sequence[float]) -> npt.NDArray[np.float64]:
 # -------------------------------------------------------------------------------------------------------------------- solids
 
 
-def ellipsoid(points: Array, centre: Sequence[float], radii: Sequence[float], tilt: Sequence[float] = (0, 0, 0)) -> Array:
+def ellipsoid(points: Array, centre: npt.ArrayLike, radii: npt.ArrayLike, tilt: Sequence[float] = (0, 0, 0)) -> Array:
     """Return the signed distance (to first order) from an ellipsoid turned by `tilt` degrees about x, y, z."""
     local = points - np.array(centre, dtype=np.float32)[:, None]
     if any(tilt):
@@ -132,7 +128,7 @@ def tube(points: Array, path: Sequence[Sequence[float]], grow: float = 1.0, piec
     low, high = curve[:, :3].min(axis=0) - reach, curve[:, :3].max(axis=0) + reach
     near = np.flatnonzero(((points > low[:, None]) & (points < high[:, None])).all(axis=0))
     local, nearest = points[:, near], np.full(near.size, np.inf, dtype=np.float32)
-    for start, stop in zip(curve[:-1], curve[1:], strict=True):
+    for start, stop in itertools.pairwise(curve):
         along, away = (stop - start)[:3], local - start[:3, None]
         share = np.clip((along @ away) / max(float(along @ along), 1e-6), 0, 1)
         away -= along[:, None] * share
@@ -151,21 +147,19 @@ def blend(a: Array, b: Array, width: float) -> Array:
 
 
 class Noise:
-    """Smooth noise with zero mean, unit variance and waves of about one length, anywhere in a cube about the origin."""
+    """Smooth noise with zero mean, unit variance and waves of about one length; it repeats after eight of them."""
 
-    def __init__(self, rng: np.random.Generator, wavelength: float, extent: float = 110.0) -> None:
-        """Draw the noise: `wavelength` and half the cube's edge, `extent`, in mm."""
-        self.step, self.extent = wavelength / 8, extent
-        count = math.ceil(2 * extent / self.step) + 1
-        white = rng.standard_normal((count, count, count), dtype=np.float32)
-        sigma = wavelength / 5.7 / self.step  # where the difference of these two Gaussians passes most
-        lattice = gaussian_filter(white, sigma, truncate=3) - gaussian_filter(white, 1.6 * sigma, truncate=3)
-        self.lattice = lattice / lattice.std()
+    def __init__(self, rng: np.random.Generator, wavelength: float) -> None:
+        """Draw the noise for waves of `wavelength` mm."""
+        self.step = wavelength / 8
+        white = rng.standard_normal((64, 64, 64), dtype=np.float32)
+        sigma = 8 / 5.7  # where the difference of these two Gaussians passes most
+        narrow, wide = (gaussian_filter(white, width, mode="wrap", truncate=3) for width in (sigma, 1.6 * sigma))
+        self.lattice = (narrow - wide) / (narrow - wide).std()
 
     def __call__(self, points: Array) -> Array:
-        """Return the noise at `points`; beyond the cube the value at its face is repeated."""
-        places = (points + np.float32(self.extent)) * np.float32(1 / self.step)
-        result: Array = map_coordinates(self.lattice, places, order=1, mode="nearest")
+        """Return the noise at `points`."""
+        result: Array = map_coordinates(self.lattice, points * np.float32(1 / self.step), order=1, mode="grid-wrap")
         return result
 
 
@@ -187,8 +181,8 @@ VENTRICLE = [
     (24, -68, 7, 3),
 ]
 TEMPORAL_HORN = [(25, -40, 13, 7), (32, -38, 2, 4.5), (35, -28, -9, 3.6), (34, -14, -16, 3.2)]
-CAUDATE = [(13.5, 22, 0, 6.4), (16.5, 15, 9, 7), (18, 4, 17, 5.6), (21, -10, 22, 5), (25, -24, 22, 4.2)]
-HIPPOCAMPUS = [(21, -14, -21, 6.5), (27, -20, -18, 7), (30, -29, -11, 6), (28, -37, -3, 5.2), (21, -42, 5, 4)]
+CAUDATE = [(13.5, 22, 0, 6.8), (16.5, 15, 9, 7.4), (18, 4, 17, 6), (21, -10, 22, 5.4), (25, -24, 22, 4.6)]
+HIPPOCAMPUS = [(21, -14, -21, 6.8), (27, -20, -18, 7.4), (30, -29, -11, 6.5), (28, -37, -3, 5.7), (21, -42, 5, 4.4)]
 BRAIN_STEM = [(0, -26, -4, 11), (0, -29, -16, 13), (0, -27, -30, 15.5), (0, -33, -46, 10.5), (0, -40, -60, 8.5)]
 
 
@@ -274,7 +268,7 @@ def _brain(
     middle = np.flatnonzero(mirrored[0] < 24)
     p = mirrored[:, middle]
     found[middle[tube(p, BRAIN_STEM, _jitter(rng, 0.04)) < 0]] = 16
-    found[middle[ellipsoid(p, (0, -14, 1), (3.6, 15, 12)) < 0]] = 14
+    found[middle[ellipsoid(p, (0, -14, 1), (4.2, 16, 13)) < 0]] = 14
     found[middle[ellipsoid(p, (0, -45, -34), (8, 5, 11)) < 0]] = 0  # the fourth ventricle, not a structure here
     return found
 
@@ -310,12 +304,12 @@ def _deep_structures(found: npt.NDArray[np.uint8], p: Array, rng: np.random.Gene
     moves = rng.normal(0, 0.6, (6, 3, 1)).clip(-1.2, 1.2).astype(np.float32)
     sizes = [_jitter(rng, spread) for spread in (0.05, 0.05, 0.05, 0.1, 0.05, 0.05)]
     for label, solid in (
-        (10, ellipsoid(p + moves[0], (11, -18, 8), np.array((9, 15.5, 9.5)) * sizes[0], (12, 0, 22))),
-        (12, ellipsoid(p + moves[1], (27, 3, 2), np.array((6.4, 18, 11.5)) * sizes[1], (0, 10, 12))),
+        (10, ellipsoid(p + moves[0], (11.5, -18, 8), np.array((10, 16.5, 11)) * sizes[0], (12, 0, 22))),
+        (12, ellipsoid(p + moves[1], (27.5, 3, 2), np.array((7, 18.5, 12.5)) * sizes[1], (0, 10, 12))),
         (11, tube(p + moves[2], CAUDATE, sizes[2])),
         (4, np.minimum(tube(p + moves[3], VENTRICLE, sizes[3]), tube(p + moves[3], TEMPORAL_HORN, sizes[3]))),
         (17, tube(p + moves[4], HIPPOCAMPUS, sizes[4])),
-        (18, ellipsoid(p + moves[5], (22, -1, -20), np.array((9, 9, 8.5)) * sizes[5])),
+        (18, ellipsoid(p + moves[5], (22, -1, -20), np.array((9.5, 9.5, 9)) * sizes[5])),
     ):
         found[solid < 0] = label
     return found
@@ -365,8 +359,8 @@ def paint_torso(points: Array, rng: np.random.Generator) -> tuple[npt.NDArray[np
     p = points[:, inside]
     fat = float(rng.uniform(12, 22))
     wall = body[inside] + fat  # 0 where the muscles begin
-    fine = Noise(rng, 18, extent=260)(p)
-    value = _walls(p, wall, fine, Noise(rng, 60, extent=260)(p))
+    fine = Noise(rng, 18)(p)
+    value = _walls(p, wall, fine, Noise(rng, 60)(p))
     found, depth = _organs(p, wall + 15, rng)
     shades = np.zeros(256, dtype=np.float32)
     shades[list(TORSO_HU)] = list(TORSO_HU.values())
@@ -466,7 +460,8 @@ def _hip(mirrored: Array) -> Array:
     cut = np.maximum(np.maximum(44 - x, y - 34), np.maximum(-205 - z, z + 100))
     wing = np.maximum(shell, cut)
     socket = np.maximum(ellipsoid(mirrored, (82, 6, -202), (32, 32, 30)), -ellipsoid(mirrored, (94, 4, -210), (25, 25, 25)))
-    return np.minimum(np.minimum(wing, socket), tube(mirrored, PUBIS))
+    result: Array = np.minimum(np.minimum(wing, socket), tube(mirrored, PUBIS))
+    return result
 
 
 def _organ_texture(value: Array, found: npt.NDArray[np.uint8], depth: Array, p: Array, fine: Array) -> Array:

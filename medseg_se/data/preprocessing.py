@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -44,7 +45,8 @@ class Preprocessing:
             raise UsageError(f"Expected `spacing` to be three positive numbers in mm, but got {self.spacing}.")
         for name, kind in (("crop", Crop), ("intensity", Intensity), ("interpolation", ImageInterpolation)):
             if getattr(self, name) not in get_args(kind):
-                raise UsageError(f"Expected `{name}` to be one of {', '.join(get_args(kind))}, but got {getattr(self, name)!r}.")
+                valid = ", ".join(get_args(kind))
+                raise UsageError(f"Expected `{name}` to be one of {valid}, but got {getattr(self, name)!r}.")
         if len(self.window) != 2 or not self.window[0] < self.window[1]:
             raise UsageError(f"Expected `window` to be a lower and a higher intensity, but got {self.window}.")
 
@@ -54,9 +56,10 @@ class Preprocessing:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Preprocessing:
+    def from_dict(cls, content: Mapping[str, Any]) -> Preprocessing:
         """Make the object that `to_dict` described."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        return cls(**plain)
 
     def __call__(self, image: Volume) -> Prepared:
         """Prepare `image` (C, I, J, K) for a network.
@@ -66,7 +69,9 @@ class Preprocessing:
         """
         if not np.isfinite(image.array).all():
             bad = int(np.size(image.array) - np.isfinite(image.array).sum())
-            raise DataError(f"{image.path or 'The scan'} holds {bad} voxels that are NaN or infinite. Repair or leave out the scan.")
+            raise DataError(
+                f"{image.path or 'The scan'} holds {bad} voxels that are NaN or infinite. Repair it or leave it out."
+            )
         turned = reorient(image, self.orientation)
         box = _nonzero_box(turned.array) if self.crop == "nonzero" else tuple((0, length) for length in turned.shape)
         cut = _cut(turned, box)

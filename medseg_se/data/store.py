@@ -24,7 +24,7 @@ from rich.progress import track
 from medseg_se.data.datalist import Case
 from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.scan import read_channels, read_truth
-from medseg_se.errors import DataError, MedsegError, describe_os_error
+from medseg_se.errors import DataError, describe_os_error
 from medseg_se.files import write_json
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume
@@ -93,12 +93,13 @@ def prepare_cases(
     """Prepare every case that the `store` does not hold yet, in parallel, and return all of them in order.
 
     Raises:
-        DataError: Cases that cannot be used, all of them named. Those that can are kept in the store.
+        DataError: Cases cannot be used; says how many, and what ails the first. Those that can are kept in the store.
         OutputError: The store cannot be written.
     """
     ready: dict[int, StoredCase] = {}
     broken: dict[int, str] = {}
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    try:
         jobs = {
             pool.submit(_prepare_case, case, preprocessing, structures, store, channels): place for place, case in enumerate(cases)
         }
@@ -107,9 +108,8 @@ def prepare_cases(
                 ready[jobs[job]] = job.result()
             except DataError as error:
                 broken[jobs[job]] = f"{cases[jobs[job]].id}: {error}"
-            except MedsegError:
-                pool.shutdown(cancel_futures=True)
-                raise
+    finally:  # after Ctrl-C or on a full disk, the cases that wait are not begun
+        pool.shutdown(cancel_futures=True)
     if broken:
         first = broken[min(broken)]
         raise DataError(
@@ -124,7 +124,8 @@ def _prepare_case(
     if case.label is None:
         raise DataError(f"Case {case.id} has no label map.")
     digest = digest_of(case.images)
-    recipe = json.dumps([FORMAT, preprocessing.to_dict(), structures.to_dict(), channels], sort_keys=True)
+    meaning = [list(structures.values.items()), structures.background, structures.ignore]  # the order gives the indices
+    recipe = json.dumps([FORMAT, preprocessing.to_dict(), meaning, channels])
     key = hashlib.blake2b(f"{digest}:{digest_of([case.label])}:{recipe}".encode(), digest_size=16).hexdigest()
     folder = store / key
     if not (folder / "case.json").is_file():

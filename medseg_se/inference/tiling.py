@@ -15,6 +15,12 @@ from medseg_se.errors import UsageError
 Network = Callable[[Tensor], Tensor]
 
 
+def check_overlap(overlap: float) -> None:
+    """Refuse an overlap of tiles that is not at least 0 and below 1."""
+    if not 0 <= overlap < 1:
+        raise UsageError(f"Expected `overlap` to be at least 0 and below 1, but got {overlap}.")
+
+
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
     """Return where tiles start along an axis so that they cover it evenly and overlap by at least `overlap`.
 
@@ -23,20 +29,23 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
         tile: Voxels of a tile.
         overlap: Share of a tile that its neighbour covers too, at least 0 and below 1.
     """
-    if not 0 <= overlap < 1:
-        raise UsageError(f"Expected `overlap` to be at least 0 and below 1, but got {overlap}.")
+    check_overlap(overlap)
     room = length - tile
-    steps = math.ceil(room / max(1.0, tile * (1 - overlap)))
+    longest_step = max(1, math.floor(tile * (1 - overlap) + 1e-9))  # 10 * (1 - 0.8) is a hair below 2
+    steps = math.ceil(room / longest_step)
     return [round(room * place / steps) for place in range(steps + 1)] if steps else [0]
 
 
 def gaussian_weights(tile: Sequence[int]) -> Tensor:
-    """Return the weights (*tile) of a tile's voxels: a Gaussian of standard deviation ``tile / 8`` about its centre."""
+    """Return the weights (*tile) of a tile's voxels: a Gaussian of standard deviation ``tile / 8`` about its centre.
+
+    No weight is below 0.001, as in MONAI's sliding window, so that predictions agree with validation during training.
+    """
     weights = torch.ones(tuple(tile), dtype=torch.float64)
     for axis, length in enumerate(tile):
         places = (torch.arange(length, dtype=torch.float64) - (length - 1) / 2) / (length / 8)
         weights *= torch.exp(-0.5 * places**2).reshape([-1 if a == axis else 1 for a in range(len(tile))])
-    return (weights / weights.max()).clamp(min=1e-4).float()
+    return weights.clamp(min=1e-3).float()
 
 
 @torch.inference_mode()
@@ -62,7 +71,7 @@ def tiled_logits(
     starts = [tile_starts(length, size, overlap) for length, size in zip(image.shape[1:], tile, strict=True)]
     boxes = [tuple(slice(s, s + n) for s, n in zip(start, tile, strict=True)) for start in itertools.product(*starts)]
     weights = gaussian_weights(tile).to(image.device)
-    total: Tensor | None = None
+    total = torch.empty(0)
     norm = torch.zeros(image.shape[1:], device=image.device)
     for first in range(0, len(boxes), batch):
         chosen = boxes[first : first + batch]
@@ -71,13 +80,12 @@ def tiled_logits(
             logits = network(tiles)
         else:
             logits = network(tiles.squeeze(flat_axis + 2)).unsqueeze(flat_axis + 2)
-        if total is None:
+        if first == 0:
             total = torch.zeros((logits.shape[1], *image.shape[1:]), device=image.device)
         for box, part in zip(chosen, logits, strict=True):
             total[(slice(None), *box)] += part.float() * weights
             norm[box] += weights
-    assert total is not None  # noqa: S101 - there is always a tile
-    return (total / norm)[(slice(None), *inside)]
+    return total.div_(norm)[(slice(None), *inside)]
 
 
 def _at_least(image: Tensor, tile: Sequence[int]) -> tuple[Tensor, list[slice]]:

@@ -232,13 +232,6 @@ def test_structures_are_read_from_every_place(tmp_path):
         read_structures(tmp_path / "none.json")
 
 
-def test_cases_are_found_by_id_in_the_order_asked(tmp_path):
-    every = cases(["a", "b", "c"])
-    assert read_cases(every, ["case2", "case0"]) == (every[2], every[0])
-    with pytest.raises(UsageError, match="No such case: case9"):
-        read_cases(every, ["case0", "case9"])
-
-
 # ------------------------------------------------------------------------------------------------------------------------ folds
 
 
