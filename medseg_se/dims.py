@@ -5,6 +5,7 @@ Sizes are given per axis or as one number for all axes; every function takes `sp
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -30,11 +31,14 @@ def per_axis(size: Size, spatial_dims: int, name: str = "size") -> tuple[int, ..
     """Return `size` as one positive number per axis.
 
     Raises:
-        UsageError: A wrong number of axes, or a number below 1.
+        UsageError: A wrong number of axes, or something other than a whole number above 0.
     """
-    sizes = (size,) * spatial_dims if isinstance(size, int) else tuple(int(value) for value in size)
+    try:
+        sizes = tuple(map(operator.index, size)) if isinstance(size, Sequence) else (operator.index(size),) * spatial_dims
+    except TypeError:
+        sizes = ()
     if len(sizes) != spatial_dims or min(sizes) < 1:
-        raise UsageError(f"Expected `{name}` to be a positive number or {spatial_dims} of them, but got {size}.")
+        raise UsageError(f"Expected `{name}` to be a positive whole number or {spatial_dims} of them, but got {size}.")
     return sizes
 
 
@@ -63,7 +67,7 @@ def transposed_conv(spatial_dims: int, in_channels: int, out_channels: int, stri
 
 
 def norm(name: NormName, spatial_dims: int, channels: int) -> nn.Module:
-    """Return an affine normalisation layer; "group" has 8 channels or fewer a group."""
+    """Return an affine normalisation layer; "group" has groups of 8 channels, or of the next number above that divides them."""
     if name == "instance":
         return (nn.InstanceNorm2d if spatial_dims == 2 else nn.InstanceNorm3d)(channels, affine=True)
     if name == "batch":

@@ -21,22 +21,23 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
         OutputError: The folder is not writable, the disk is full, or the rename failed.
     """
     path = Path(path)
-    partial: str | None = None
+    partial: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        partial = Path(name)
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(path)
         partial = None
     except OSError as error:
         raise describe_os_error(path, error) from error
     finally:
-        if partial is not None and os.path.exists(partial):
-            os.unlink(partial)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:

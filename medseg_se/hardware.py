@@ -19,13 +19,14 @@ def best_device(wanted: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", wanted):
-        raise UsageError(f"Expected `device` to be auto, cpu, cuda, cuda:1 (a number from 0) or mps, but got {wanted!r}.")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", wanted):
+        raise UsageError(f"Expected `device` to be auto, cpu, cuda, cuda:1 (any number from 0) or mps, but got {wanted!r}.")
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"The device {wanted!r} is not there. Usable here: {', '.join(['auto', *_usable()])}.") from error
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise UsageError(f"Cannot use the device {wanted!r}: {reason}. Usable here: {', '.join(_usable())}.") from error
     return device
 
 
@@ -37,7 +38,7 @@ def _usable() -> list[str]:
 def has_bfloat16(device: torch.device) -> bool:
     """Tell whether `device` multiplies matrices in bfloat16 itself rather than emulating it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False

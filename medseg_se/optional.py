@@ -7,7 +7,7 @@ from typing import Any
 
 from medseg_se.errors import UsageError
 
-EXTRA_OF = {"matplotlib": "report", "matplotlib.pyplot": "report"}
+EXTRA_OF = {"matplotlib": "report"}
 
 
 def load_optional(module: str) -> Any:
@@ -19,8 +19,8 @@ def load_optional(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        extra = EXTRA_OF[module]
+        package = module.split(".")[0]
         raise UsageError(
-            f"This needs the package {module.split('.')[0]!r}, which is not installed. "
-            f"Install it with: pip install 'medseg-se[{extra}]'."
+            f"This needs the package {package!r}, which is not installed. "
+            f"Install it with: pip install 'medseg-se[{EXTRA_OF[package]}]'."
         ) from error

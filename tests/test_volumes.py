@@ -211,7 +211,7 @@ def test_without_either_form_the_spacing_is_kept_and_that_is_logged(tmp_path, wr
     with caplog.at_level(logging.WARNING):
         volume = read_image(path)
     assert volume.spacing == (0.5, 2.0, 3.0)
-    assert "says nothing about orientation" in caplog.text
+    assert "does not say how it lies" in caplog.text
 
 
 @pytest.mark.parametrize(("unit", "factor"), [(1, 1e3), (3, 1e-3), (2, 1.0), (0, 1.0)])

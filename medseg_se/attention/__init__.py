@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from medseg_se.attention.checks import check_options
 from medseg_se.attention.cse import ChannelSE
 from medseg_se.attention.scse import ChannelSpatialSE
 from medseg_se.attention.sse import SpatialSE
@@ -39,8 +39,5 @@ def build_attention(name: str, channels: int, spatial_dims: int, **options: Any)
     if name not in ATTENTION:
         raise unknown_name("attention", name, [*ATTENTION, "none"])
     block = ATTENTION[name]
-    known = [key for key in inspect.signature(block).parameters if key not in ("self", "channels", "spatial_dims")]
-    for key in options:
-        if key not in known:
-            raise unknown_name(f"option of attention {name!r}", key, known)
+    check_options(f"attention {name!r}", block, ("channels", "spatial_dims"), options)
     return block(channels, spatial_dims, **options)

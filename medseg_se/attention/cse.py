@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg_se.attention.checks import check_arguments, check_map
+from medseg_se.attention.precision import in_float32
 
 
 class ChannelSE(nn.Module):
@@ -32,10 +33,8 @@ class ChannelSE(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate (N, C, 1, 1[, 1]) in (0, 1), computed in float32 (float64 stays)."""
-        kind = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            means = x.mean(dim=tuple(range(2, x.ndim)), dtype=kind)
-            gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(means))))
+        means = x.mean(dim=tuple(range(2, x.ndim)), dtype=torch.promote_types(x.dtype, torch.float32))
+        gate = torch.sigmoid(in_float32(self.excite, torch.relu(in_float32(self.squeeze, means))))
         return gate.reshape(*gate.shape, *[1] * self.spatial_dims)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ class ChannelSpatialSE(nn.Module):
         channels: Channels of the map.
         spatial_dims: 2 or 3.
         reduction: Of the channel branch, see `ChannelSE`.
-        aggregation: "max" (the authors' choice), "add" or "multiply".
+        aggregation: "max" (the authors' choice), "add" or "multiply"; the last squares the activations, and so overflows
+            float16 beyond 255 or so.
         bias: Whether the layers of both branches have biases.
     """
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg_se.attention.checks import check_arguments, check_map
+from medseg_se.attention.precision import in_float32
 from medseg_se.dims import conv
 
 
@@ -29,9 +30,8 @@ class SpatialSE(nn.Module):
         self.project = conv(spatial_dims, channels, 1, 1, bias=bias)
 
     def gate(self, x: Tensor) -> Tensor:
-        """Return the gate (N, 1, *spatial) in (0, 1)."""
-        gate: Tensor = torch.sigmoid(self.project(x))
-        return gate
+        """Return the gate (N, 1, *spatial) in (0, 1), computed in float32 (float64 stays)."""
+        return torch.sigmoid(in_float32(self.project, x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Recalibrate ``x`` (N, C, *spatial)."""

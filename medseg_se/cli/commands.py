@@ -73,7 +73,8 @@ def predict(
     chosen = choose_cases(find_cases(inputs, len(model.channels)), model, cases)
     if dry_run:
         for case in chosen:
-            console.print(f"{', '.join(map(str, case.images))} → {Path(output) / case.id}.nii.gz", highlight=False, soft_wrap=True)
+            line = f"{', '.join(map(str, case.images))} → {Path(output) / case.id}.nii.gz"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         return 0
     statuses = predict_cases(model, chosen, Path(output), overlap, probabilities, overwrite)
     render(statuses, console)
@@ -111,7 +112,8 @@ def evaluate(
     result.write_json(folder / "evaluation.json")
     console = Console()
     result.render(console)
-    console.print(f"Written to {folder / 'evaluation.csv'} and {folder / 'evaluation.json'}", highlight=False, soft_wrap=True)
+    written = f"Written to {folder / 'evaluation.csv'} and {folder / 'evaluation.json'}"
+    console.print(written, highlight=False, markup=False, soft_wrap=True)
     return 1 if result.failed else 0
 
 
@@ -143,4 +145,3 @@ def demo(*, output: str = "demo", cases: int = 24, minutes: float = 4.0) -> int:
     from medseg_se.cli.demo import run_demo
 
     return run_demo(Path(output), cases, minutes)
-

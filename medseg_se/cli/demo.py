@@ -19,6 +19,7 @@ from medseg_se.reports.pictures import Shown, case_picture, overview_picture
 from medseg_se.volumes import Volume, read_image, read_labels
 
 RECIPE = "phantom_brain_unet3d_scse"
+RESOLUTION = 3.0  # mm, as in the recipe
 
 
 def run_demo(output: Path, cases: int, minutes: float) -> int:
@@ -30,7 +31,8 @@ def run_demo(output: Path, cases: int, minutes: float) -> int:
 
     _headline(console, 1, f"Phantom brains: {cases} for training, {cases // 4} held out ({output / 'data'})")
     interactive = sys.stderr.isatty()
-    write_phantoms(output / "data", "brain", cases, cases // 4, workers=os.cpu_count() or 1, progress=interactive)
+    workers = os.cpu_count() or 1
+    write_phantoms(output / "data", "brain", cases, cases // 4, 0, RESOLUTION, workers, progress=interactive)
     datalist = read_datalist(output / "data")
 
     _headline(console, 2, "medseg-se check: would anything break training?")

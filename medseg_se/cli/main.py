@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import sys
@@ -27,29 +28,33 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 fine, 1 a result that is not, 2 an error of the user, 130 interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    if arguments[0] in ("-V", "--version"):
-        print(f"medseg-se {__version__}")
-        return 0
     try:
-        return _dispatch(arguments)
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except MedsegError as error:
-        print(f"medseg-se: error: {error}", file=sys.stderr)
-        return 2
+        return _complain(" ".join(str(error).splitlines()))
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
     except OSError as error:
-        if error.filename is None:
+        if error.filename is not None:
+            return _complain(f"Cannot read or write {error.filename}: {error.strerror}.")
+        if error.errno != errno.ENOSPC:
             raise
-        print(f"medseg-se: error: {describe_os_error(str(error.filename), error)}", file=sys.stderr)
-        return 2
+        _discard_output()
+        return _complain(str(describe_os_error("the output", error)))
     except KeyboardInterrupt:
         print("medseg-se: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
+
+
+def _complain(text: str) -> int:
+    print(f"medseg-se: error: {text}", file=sys.stderr)
+    return 2
+
+
+def _discard_output() -> None:
+    """Send what is still to be printed to nowhere, or Python would complain about it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def usage() -> str:
@@ -58,13 +63,29 @@ def usage() -> str:
     width = max(map(len, rows))
     listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
     return (
-        f"medseg-se {__version__}: medical volumetric segmentation\n\nusage: medseg-se COMMAND [options]\n\ncommands:\n{listed}\n\n"
+        f"medseg-se {__version__}: medical volumetric segmentation\n\nusage: medseg-se COMMAND [options]\n\n"
+        f"commands:\n{listed}\n\n"
         "`medseg-se COMMAND --help` explains a command. `medseg-prep --help` lists the converters that make datasets."
     )
 
 
 def _dispatch(arguments: list[str]) -> int:
-    name = arguments[0]
+    try:
+        code = _run(arguments)
+    except SystemExit as stop:  # the parser's way out after the help of a command
+        code = int(stop.code or 0)
+    sys.stdout.flush()  # here, where a reader that has left is still expected
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else "help"
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if name in ("-V", "--version"):
+        print(f"medseg-se {__version__}")
+        return 0
     if name in TRAINING:
         from medseg_se.cli import train
 
@@ -103,9 +124,10 @@ def run_function(prog: str, function: Callable[..., int], arguments: Sequence[st
             parser.add_argument(name, type=str, help=words.get(name, ""), **count)
             by_hand.add(name)
         elif parameter.default is False:
-            parser.add_argument(*dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), action="store_true", help=words[name])
+            flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+            parser.add_argument(*flags, action="store_true", help=words[name])
             by_hand.add(name)
-    parser.add_function_arguments(function, skip=by_hand)
+    parser.add_function_arguments(function, as_group=False, skip=by_hand)
     return function(**parser.parse_args(list(arguments)).as_dict())
 
 

@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,17 +16,20 @@ from typing import Any, NoReturn
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import pytorch_lightning as pl
+import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
 from rich.table import Table
 
-from medseg_se.cli.messages import explain
-from medseg_se.cli.recipes import recipe_path
+from medseg_se.cli.messages import CONFIG_FLAGS, explain
+from medseg_se.cli.recipes import recipe_names, recipe_path
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import MedsegError, UsageError
 from medseg_se.hardware import best_device, has_bfloat16
+from medseg_se.inference.model import read_checkpoint
 from medseg_se.tasks import SegmentationTask
 from medseg_se.tasks.callbacks import AtomicCheckpointIO, KeepLast, TrainingProgress
 
@@ -47,6 +51,8 @@ class Parser(LightningArgumentParser):
 
 class TrainingCLI(LightningCLI):
     """LightningCLI that takes the sizes of the network from the data and fills in sensible trainer defaults."""
+
+    last = Path()  # where the running command keeps its state, for messages
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -72,24 +78,38 @@ class TrainingCLI(LightningCLI):
         trainer = config.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = "runs/default"
-        last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-        resume = config.get("ckpt_path")
-        if self.subcommand == "fit":
-            if resume is None and last.exists() and not trainer.fast_dev_run:
-                raise UsageError(
-                    f"{last.parent.parent} already holds a run. Continue it with `--ckpt_path last`, or start another one with "
-                    "`--trainer.default_root_dir FOLDER`."
-                )
-            if resume == "last" and not last.exists():
-                raise UsageError(f"Nothing to continue: there is no {last}. Leave out `--ckpt_path last` to start.")
+        if trainer.log_every_n_steps is None:
+            trainer.log_every_n_steps = 1  # short epochs are logged too
+        checkpoints = Path(trainer.default_root_dir) / "checkpoints"
+        TrainingCLI.last = checkpoints / "last.ckpt"
+        resume = config.get("ckpt_path") or (None if self.subcommand == "fit" else "best")
+        if self.subcommand == "fit" and not trainer.fast_dev_run:
+            self._guard_run(resume)
         if resume and re.match(r"\w+://", str(resume)):
             raise UsageError(f"Expected `ckpt_path` to be a file, but got the address {resume}. Download and inspect it first.")
         if resume in ("last", "best"):
-            config.ckpt_path = str(last.parent / f"{resume}.ckpt")
+            resume = str(checkpoints / f"{resume}.ckpt")
+        if resume:
+            read_checkpoint(Path(resume))  # refuses what is damaged, foreign or holds code
+            config.ckpt_path = resume
+        if self.subcommand != "fit":
+            config.verbose = False  # `print_dice` shows the result
         if trainer.precision is None:
             cpu = trainer.accelerator == "cpu"
             device = best_device("cpu" if cpu else "auto")
             trainer.precision = "bf16-mixed" if has_bfloat16(device) else "32-true"
+
+    def _guard_run(self, resume: str | None) -> None:
+        """Refuse to overwrite an earlier run, and to continue one that is not there."""
+        last = TrainingCLI.last
+        if resume == "last" and not last.exists():
+            raise UsageError(f"Nothing to continue: there is no {last}. Leave out `--ckpt_path last` to start.")
+        of_this_run = resume in ("last", "best") or (resume and Path(resume).resolve().parent == last.parent.resolve())
+        if last.exists() and not of_this_run:
+            raise UsageError(
+                f"{last.parent.parent} already holds a run. Continue it with `--ckpt_path last`, or start another one with "
+                "`--trainer.default_root_dir FOLDER`."
+            )
 
     def instantiate_classes(self) -> None:
         """Build data, network and trainer; what they refuse is passed on as they said it."""
@@ -117,19 +137,22 @@ class TrainingCLI(LightningCLI):
             )
         else:
             callbacks.pop(0)
-        extra: dict[str, Any] = {"plugins": [AtomicCheckpointIO(), *(config.get("plugins") or [])]}
+        extra: dict[str, Any] = {"plugins": [AtomicCheckpointIO(), *_listed(config.get("plugins"))]}
         if config.get("logger") in (None, True):
             extra["logger"] = CSVLogger(str(root), name="logs")
         trainer_config = {**config, **extra, **kwargs}
-        trainer_config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
+        trainer_config["callbacks"] = [*_listed(config.get("callbacks")), *callbacks]
         if config.get("enable_model_summary") is None:
             trainer_config["enable_model_summary"] = False
-        return self._instantiate_trainer(trainer_config, [])
+        try:
+            return self._instantiate_trainer(trainer_config, [])
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UsageError(f"The trainer refuses its settings: {error}") from error
 
     def after_fit(self) -> None:
         """Judge the best checkpoint on whole scans and say where everything is."""
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if not best or self.trainer.interrupted:
+        if not Path(best).is_file() or self.trainer.interrupted:
             return
         console = Console(stderr=True)
         console.print(f"\nBest checkpoint: {best}\nJudging it on the whole validation scans …", highlight=False)
@@ -141,6 +164,14 @@ class TrainingCLI(LightningCLI):
             highlight=False,
         )
 
+    def after_validate(self) -> None:
+        """Show the result."""
+        print_dice(self.trainer.callback_metrics, Console())
+
+    def after_test(self) -> None:
+        """Show the result."""
+        print_dice(self.trainer.callback_metrics, Console())
+
 
 def print_dice(metrics: Any, console: Console) -> None:
     """Print the whole-scan Dice of every structure as a table."""
@@ -149,14 +180,14 @@ def print_dice(metrics: Any, console: Console) -> None:
     for name, dice in found.items():
         table.add_row(name, f"{dice:.3f}" if dice == dice else "not counted: absent")
     mean = next((float(value) for key, value in metrics.items() if re.fullmatch(r"(val|test)_scan_dice", key)), float("nan"))
-    table.add_row("mean over structures", f"{mean:.3f}", style="bold")
+    table.add_row("mean over structures", f"{mean:.3f}" if mean == mean else "not counted", style="bold")
     console.print(table)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test` with the arguments after the program's name; returns the exit code."""
     quieten()
-    Parser.arguments = arguments = with_recipes(list(argv))
+    Parser.arguments = arguments = with_configs(argv)
     try:
         TrainingCLI(
             SegmentationTask,
@@ -171,22 +202,64 @@ def run(argv: Sequence[str]) -> int:
             parser_kwargs={"prog": "medseg-se"},
             args=arguments,
         )
-    except SystemExit as stop:  # Lightning's way out after Ctrl-C
-        if stop.code == 1 and arguments[:1] == ["fit"]:
-            again = [*arguments, *([] if "--ckpt_path" in arguments else ["--ckpt_path", "last"])]
-            print(f"Interrupted; the state is saved. Continue with: medseg-se {' '.join(again)}", file=sys.stderr)
+    except SystemExit as stop:  # Lightning's way out: with code 1 after Ctrl-C, by an exception of its own after SIGTERM
+        if stop.code == 1 or isinstance(stop, SIGTERMException):
+            print(_how_to_continue(arguments), file=sys.stderr)
             return 130
         return int(stop.code or 0)
     return 0
 
 
-def with_recipes(arguments: list[str]) -> list[str]:
-    """Replace the name of a shipped recipe after `--config` by its file."""
-    result = list(arguments)
-    for place, argument in enumerate(result[:-1]):
-        if argument in ("--config", "-c") and not Path(result[place + 1]).exists() and not result[place + 1].endswith(".yaml"):
-            result[place + 1] = str(recipe_path(result[place + 1]))
+def _how_to_continue(arguments: list[str]) -> str:
+    if arguments[0] != "fit":
+        return "Interrupted."
+    if not TrainingCLI.last.exists():
+        return "Interrupted before the first step; nothing is lost. Run the same command again."
+    flag = next((place for place, argument in enumerate(arguments) if argument == "--ckpt_path"), len(arguments))
+    others = [argument for argument in (*arguments[:flag], *arguments[flag + 2 :]) if not argument.startswith("--ckpt_path=")]
+    return f"Interrupted; the state is saved. Continue with: medseg-se {shlex.join([*others, '--ckpt_path', 'last'])}"
+
+
+def with_configs(arguments: Sequence[str]) -> list[str]:
+    """Put the file in place of a shipped recipe's name after `--config`, and check that every config can be read."""
+    result: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if result and result[-1] in CONFIG_FLAGS:
+            result.append(str(_config_file(argument)))
+        elif flag in CONFIG_FLAGS and equals:
+            result += [flag, str(_config_file(value))]
+        else:
+            result.append(argument)
     return result
+
+
+def _config_file(name: str) -> Path:
+    path = Path(name)
+    if path.parent == Path() and not path.exists() and (path.suffix == "" or path.stem in recipe_names()):
+        path = recipe_path(name)
+    if not path.is_file():
+        raise UsageError(f"No such config: {name}. Expected a YAML file or a shipped recipe: {', '.join(recipe_names())}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UsageError(f"Cannot read the config {name}: {place}{error.problem}.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"Cannot read the config {name}: it is no text in UTF-8 ({str(error).splitlines()[0]}).") from error
+    if not isinstance(content, dict):
+        raise UsageError(
+            f"Expected the config {name} to hold keys such as `trainer:`, `model:` and `data:`, but it holds none."
+        )
+    return path
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a list of what may be one thing, several or none."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def valid_keys() -> list[str]:
@@ -202,5 +275,12 @@ def quieten() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*LeafSpec.*", ".*`isinstance.treespec.*", ".*deprecat.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*`isinstance.treespec.*",
+        ".*deprecat.*",
+        ".*your dataloader is not resumable.*",  # it is: its sampler begins where the run stands
+        ".*Checkpoint directory .* exists and is not empty.*",  # as it does whenever a run is continued
+    ):
         warnings.filterwarnings("ignore", message=text)

@@ -68,6 +68,8 @@ class Augmentation:
         for axis in self.mirror:
             if axis not in MIRRORS:
                 raise UsageError(f"Expected `mirror` to hold some of {', '.join(MIRRORS)}, but got {axis!r}.")
+            if self.mirror.count(axis) > 1:
+                raise UsageError(f"Expected `mirror` to hold each axis once, but got {axis!r} {self.mirror.count(axis)} times.")
 
 
 NO_AUGMENTATION = Augmentation(0, 0, 0, 0, (), 0, 0, 0, 0, 0, 0, 0)
@@ -88,7 +90,9 @@ class SpatialChange:
     mirrored: tuple[int, ...]
 
 
-def draw_spatial(augmentation: Augmentation, rng: np.random.Generator, orientation: str, flat_axis: int | None) -> SpatialChange:
+def draw_spatial(
+    augmentation: Augmentation, rng: np.random.Generator, orientation: str, flat_axis: int | None
+) -> SpatialChange:
     """Draw the spatial change of one patch.
 
     Args:
@@ -161,7 +165,7 @@ def draw_intensity(augmentation: Augmentation, rng: np.random.Generator) -> Inte
     a = augmentation
     return IntensityChange(
         noise=(rng.uniform(0, a.noise), int(rng.integers(2**31))) if chosen() and a.noise else None,
-        blur=rng.uniform(0.3, max(0.3, a.blur)) if chosen() and a.blur else None,
+        blur=rng.uniform(min(0.3, a.blur), a.blur) if chosen() and a.blur else None,
         brightness=factor(a.brightness) if chosen() and a.brightness else None,
         contrast=factor(a.contrast) if chosen() and a.contrast else None,
         gamma=(factor(a.gamma), bool(rng.random() < 0.25)) if chosen() and a.gamma else None,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from medseg_se.data.augmentation import Augmentation, SpatialChange, apply_intensity, draw_intensity, draw_spatial
 from medseg_se.data.store import StoredCase
@@ -167,25 +167,28 @@ def _sample(image: Array, labels: Array, places: Tensor, lowest: Sequence[float]
     return patch, nearest.round().long()
 
 
-class EpochSampler(Sampler[int]):
-    """Sample numbers of one epoch after another; Lightning calls `set_epoch`, also after a resume.
+class EpochSampler(DistributedSampler[int]):
+    """Sample numbers of one epoch after another; Lightning calls `set_epoch`.
+
+    It is a `DistributedSampler`, which Lightning takes as it is: with several devices, each draws its own share of an epoch.
 
     Args:
-        length: Samples an epoch.
+        length: Samples an epoch, of all devices together.
+        first: The number to begin with, where a resumed run goes on within an epoch; later epochs follow `set_epoch`.
+        device: Number of this device.
+        devices: Number of devices.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the samples of `epoch`."""
-        self.epoch = epoch
+    def __init__(self, length: int, first: int | None = None, device: int = 0, devices: int = 1) -> None:
+        super().__init__(range(length), devices, device, shuffle=False)  # type: ignore[arg-type]
+        self.length, self.first = length, first
 
     def __len__(self) -> int:
-        """Return the samples an epoch."""
-        return self.length
+        """Return the samples an epoch on this device."""
+        return self.length // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the sample numbers of the current epoch."""
-        yield from range(self.epoch * self.length, (self.epoch + 1) * self.length)
+        """Yield the sample numbers up to the end of the epoch."""
+        start = self.epoch * self.length if self.first is None else self.first
+        self.first = None
+        yield from range(start + self.rank, (start // self.length + 1) * self.length, self.num_replicas)

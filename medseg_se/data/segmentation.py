@@ -114,9 +114,14 @@ class SegmentationData(pl.LightningDataModule):
         self.augmentation = Augmentation(**{**strengths, "mirror": tuple(mirror)})
         if not 0 <= foreground <= 1:
             raise UsageError(f"Expected `foreground` between 0 and 1, but got {foreground}.")
-        for name, value in (("batch_size", batch_size), ("batches_per_epoch", batches_per_epoch)):
-            if value < 1:
-                raise UsageError(f"Expected `{name}` to be at least 1, but got {value}.")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("batches_per_epoch", batches_per_epoch, 1),
+            ("num_workers", num_workers or 0, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise UsageError(f"Expected `{name}` to be at least {least}, but got {value}.")
         self.slice_axis, self.flat_axis = slice_axis, _flat_axis(slice_axis, self.preprocessing.orientation)
         self.spatial_dims = 3 if slice_axis is None else 2
         self.patch_size = tuple(patch_size)
@@ -169,7 +174,7 @@ class SegmentationData(pl.LightningDataModule):
         return DataLoader(
             dataset,
             self.batch_size,
-            sampler=EpochSampler(self.batch_size * self.batches_per_epoch),
+            sampler=self._sampler(),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -207,6 +212,19 @@ class SegmentationData(pl.LightningDataModule):
             "validation": [case.digest for case in self.validation] if self.fold is not None else [],
         }
 
+    def _sampler(self) -> EpochSampler:
+        """Return a sampler that begins where the run stands, so that a resumed one sees neither a patch twice nor skips one."""
+        if self.trainer is None:
+            return EpochSampler(self.batch_size * self.batches_per_epoch)
+        devices, loop = self.trainer.world_size, self.trainer.fit_loop
+        batch, length = self.batch_size * devices, self.batch_size * devices * self.batches_per_epoch
+        epoch, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress
+        first = epoch.processed * length
+        if epoch.ready > epoch.processed:  # within an epoch
+            over = batches.is_last_batch and batches.current.processed == batches.current.ready
+            first += length if over else batches.current.processed * batch
+        return EpochSampler(length, first, self.trainer.global_rank, devices)
+
     def _workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
@@ -243,7 +261,10 @@ def _flat_axis(slice_axis: SliceAxis | None, orientation: str) -> int | None:
         return None
     if slice_axis not in _SLICE_LETTERS:
         raise UsageError(f"Expected `slice_axis` to be one of {', '.join(_SLICE_LETTERS)}, but got {slice_axis!r}.")
-    return next(axis for axis, letter in enumerate(orientation) if letter in _SLICE_LETTERS[slice_axis])
+    for axis, letter in enumerate(orientation):
+        if letter in _SLICE_LETTERS[slice_axis]:
+            return axis
+    raise UsageError(f"Expected `orientation` to name three axes, such as RAS or LPS, but got {orientation!r}.")
 
 
 def _patch_shape(patch_size: Sequence[int], flat_axis: int | None) -> tuple[int, int, int]:

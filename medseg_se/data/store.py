@@ -99,11 +99,12 @@ def prepare_cases(
     ready: dict[int, StoredCase] = {}
     broken: dict[int, str] = {}
     pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    jobs = {
+        pool.submit(_prepare_case, case, preprocessing, structures, store, channels): place for place, case in enumerate(cases)
+    }
+    done = track(as_completed(jobs), description="preparing scans", total=len(jobs), disable=not progress, transient=True)
     try:
-        jobs = {
-            pool.submit(_prepare_case, case, preprocessing, structures, store, channels): place for place, case in enumerate(cases)
-        }
-        for job in track(as_completed(jobs), description="preparing scans", total=len(jobs), disable=not progress, transient=True):
+        for job in done:
             try:
                 ready[jobs[job]] = job.result()
             except DataError as error:
@@ -118,9 +119,7 @@ def prepare_cases(
     return [ready[place] for place in range(len(cases))]
 
 
-def _prepare_case(
-    case: Case, preprocessing: Preprocessing, structures: Structures, store: Path, channels: int
-) -> StoredCase:
+def _prepare_case(case: Case, preprocessing: Preprocessing, structures: Structures, store: Path, channels: int) -> StoredCase:
     if case.label is None:
         raise DataError(f"Case {case.id} has no label map.")
     digest = digest_of(case.images)
@@ -144,7 +143,8 @@ def _write_entry(folder: Path, image: Volume, labels: Array) -> None:
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         np.save(partial / "image.npy", image.array)
         np.save(partial / "labels.npy", labels.astype(np.int16))
-        np.savez(partial / "positions.npz", **{str(index): places for index, places in _positions(labels).items()})
+        positions: dict[str, Any] = {str(index): places for index, places in _positions(labels).items()}
+        np.savez(partial / "positions.npz", **positions)
         lowest = [float(channel.min()) for channel in image.array]
         write_json(partial / "case.json", {"lowest": lowest, "spacing": list(image.spacing)})
         if folder.exists():  # another process was faster
@@ -163,10 +163,11 @@ def _positions(labels: Array) -> dict[int, Array]:
     """Return structure index → at most `MOST_POSITIONS` evenly chosen voxel positions (n, 3)."""
     flat = labels.reshape(-1)
     places = np.flatnonzero(flat > 0)
-    order = np.argsort(flat[places], kind="stable")
-    values, starts = np.unique(flat[places][order], return_index=True)
+    places = places[np.argsort(flat[places], kind="stable")]
+    values, starts, counts = np.unique(flat[places], return_index=True, return_counts=True)
     found = {}
-    for value, run in zip(values, np.split(places[order], starts[1:]), strict=True):
+    for value, start, count in zip(values, starts, counts, strict=True):
+        run = places[start : start + count]
         chosen = run[np.linspace(0, len(run) - 1, min(len(run), MOST_POSITIONS)).astype(np.int64)]
         found[int(value)] = np.stack(np.unravel_index(chosen, labels.shape), axis=1).astype(np.int32)
     return found

@@ -14,8 +14,9 @@ from medseg_se.volumes import case_name, is_scan
 def find_cases(inputs: Sequence[Path | str], channels: int) -> list[Case]:
     """Return the cases that `inputs` name.
 
-    A file is a case. A folder is one case a scan; a folder with a `dataset.json` or CSV, or such a file, lists its cases. With
-    several channels, files named `CASE_0000`, `CASE_0001`, … are the channels of one case; otherwise a file holds them all.
+    A file is a case. A folder with a `dataset.json` or a CSV of images, or such a file, lists its cases; any other folder is
+    one case a scan. With several channels, files named `CASE_0000`, `CASE_0001`, … are the channels of one case; otherwise a
+    file holds them all.
 
     Raises:
         DataError: A path does not exist, a folder holds no scan, or two inputs would be written under one name.
@@ -28,10 +29,10 @@ def find_cases(inputs: Sequence[Path | str], channels: int) -> list[Case]:
             raise DataError(f"No such file or folder: {path}.")
         if path.is_dir():
             scans = sorted(entry for entry in path.iterdir() if is_scan(entry))
-            if scans:
-                files += scans
-            elif (path / "dataset.json").is_file() or len(list(path.glob("*.csv"))) == 1:
+            if _describes_dataset(path):
                 cases += _listed(path)
+            elif scans:
+                files += scans
             else:
                 raise DataError(f"The folder {path} holds no .nii or .nii.gz file and no dataset.json.")
         elif path.suffix.lower() in (".json", ".csv"):
@@ -42,9 +43,20 @@ def find_cases(inputs: Sequence[Path | str], channels: int) -> list[Case]:
     by_id: dict[str, Case] = {}
     for case in cases:
         if case.id in by_id:
-            raise DataError(f"{by_id[case.id].images[0]} and {case.images[0]} would both be written as {case.id}; predict them apart.")
+            raise DataError(
+                f"{by_id[case.id].images[0]} and {case.images[0]} would both be written as {case.id}; predict them apart."
+            )
         by_id[case.id] = case
     return list(by_id.values())
+
+
+def _describes_dataset(folder: Path) -> bool:
+    """Tell a dataset from a folder of scans, which may hold tables of other kinds."""
+    tables = list(folder.glob("*.csv"))
+    if (folder / "dataset.json").is_file() or len(tables) != 1:
+        return (folder / "dataset.json").is_file()
+    header = tables[0].read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
+    return "image" in header.strip().split(",")
 
 
 def _listed(path: Path) -> list[Case]:
@@ -54,15 +66,20 @@ def _listed(path: Path) -> list[Case]:
 
 def _from_files(files: Sequence[Path], channels: int) -> list[Case]:
     """Group files into cases; `_0000` is a channel number if every file has such an ending."""
+    apart = [Case(case_name(path), (path,), group=case_name(path)) for path in files]
     numbered = [re.fullmatch(r"(.+)_(\d{4})", case_name(path)) for path in files]
-    if not files or not all(numbered) or not any(match and match.group(2) == "0000" for match in numbered):
-        return [Case(case_name(path), (path,), group=case_name(path)) for path in files]
     grouped: dict[tuple[Path, str], dict[int, Path]] = {}
     for path, match in zip(files, numbered, strict=True):
         if match:
             grouped.setdefault((path.parent, match.group(1)), {})[int(match.group(2))] = path
+    if not all(numbered) or not any(0 in found for found in grouped.values()):
+        return apart
+    if channels == 1 and any(len(found) > 1 for found in grouped.values()):
+        return apart  # scans that are numbered, not channels
     for (_, stem), found in grouped.items():
         if sorted(found) != list(range(len(found))) or len(found) != channels:
             wanted = ", ".join(f"{stem}_{number:04d}" for number in range(channels))
-            raise DataError(f"Expected the channels {wanted} of case {stem}, but got {', '.join(p.name for p in found.values())}.")
+            raise DataError(
+                f"Expected the channels {wanted} of case {stem}, but got {', '.join(p.name for p in found.values())}."
+            )
     return [Case(stem, tuple(found[n] for n in sorted(found)), group=stem) for (_, stem), found in grouped.items()]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +52,9 @@ class Model:
         validation: Digests of the image files that chose the checkpoint.
     """
 
-    def __init__(self, network: nn.Module, description: dict[str, Any], digest: str, device: torch.device, precision: Precision):
+    def __init__(
+        self, network: nn.Module, description: dict[str, Any], digest: str, device: torch.device, precision: Precision
+    ) -> None:
         data = description["data"]
         self.network = network.to(device).eval()
         self.device, self.precision, self.digest = device, precision, digest
@@ -88,16 +92,20 @@ class Model:
                 parts["name"], parts["in_channels"], parts["num_classes"], parts["spatial_dims"], **parts["options"]
             )
             network.load_state_dict(state)
-            return cls(network, description, digest, target, precision)
-        except (KeyError, TypeError, RuntimeError, MedsegError) as error:
-            first = str(error).splitlines()[0]
-            raise CheckpointError(f"The checkpoint {path} contradicts itself: {first}. It is damaged or was edited.") from error
+            model = cls(network, description, digest, target, precision)
+            _check_agreement(model, parts)
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, MedsegError) as error:
+            raise CheckpointError(
+                f"Cannot make the model that {path} describes: {_reason(error)}. The checkpoint is damaged, was edited, or "
+                "needs a network that is not in NETWORKS here."
+            ) from error
+        return model
 
     def predict(self, image: Volume, overlap: float = 0.5, probabilities: bool = False) -> Prediction:
         """Segment a scan (C, I, J, K) as read from its file.
 
         Raises:
-            DataError: Wrong number of channels, or voxels that are not finite.
+            DataError: Wrong number of channels, voxels that are not finite, or an answer of the network that is not.
         """
         if image.array.shape[0] != len(self.channels):
             raise DataError(
@@ -106,8 +114,14 @@ class Model:
             )
         prepared = self.preprocessing(image)
         logits = self.logits(torch.from_numpy(prepared.image.array).to(self.device), overlap)
+        if not torch.isfinite(logits.sum()):
+            raise DataError(
+                f"The network's answer to {image.path or 'the scan'} is not finite. Its intensities are out of the ordinary"
+                f"{', or bf16 is too coarse for this model' if self.precision == 'bf16' else ''}, or the checkpoint is damaged."
+            )
         indices = _largest(logits, prepared.cut_shape).cpu().numpy()
-        labels = prepared.restore(self.structures.decode(indices, self.label_dtype or None)[None], self.structures.background[0])
+        values = self.structures.decode(indices, self.label_dtype or None)
+        labels = prepared.restore(values[None], self.structures.background[0])
         if not probabilities:
             return Prediction(labels)
         return Prediction(labels, _probabilities(logits, prepared))
@@ -119,24 +133,55 @@ class Model:
             return tiled_logits(self.network, image, self.tile, overlap, batch, self.flat_axis)
 
 
+def _check_agreement(model: Model, network: dict[str, Any]) -> None:
+    """Refuse a network that does not fit the channels, structures and tiles of its data."""
+    agreed = {
+        "channels": (network["in_channels"], len(model.channels)),
+        "classes": (network["num_classes"], model.structures.num_classes),
+        "spatial axes": (network["spatial_dims"], 3 if model.flat_axis is None else 2),
+    }
+    for what, (of_network, of_data) in agreed.items():
+        if of_network != of_data:
+            raise CheckpointError(f"its network has {of_network} {what}, its data {of_data}")
+    if len(model.tile) != 3 or min(model.tile) < 1 or (model.flat_axis is not None and model.tile[model.flat_axis] != 1):
+        raise CheckpointError(f"its tiles have the impossible shape {model.tile}")
+    if model.label_dtype and np.dtype(model.label_dtype).kind not in "iu":
+        raise CheckpointError(f"its label values are of type {model.label_dtype!r}")
+    voxel = Volume(np.zeros((len(model.channels), 1, 1, 1), dtype=np.float32), np.eye(4))
+    model.preprocessing(voxel).restore(
+        model.structures.decode(np.zeros((1, 1, 1, 1), dtype=np.int64), model.label_dtype or None)
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first sentence of what an error says, without its full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.partition(". ")[0].rstrip(".")[:200]
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     """Return the description, the network's weights and the digest of a checkpoint; nothing in it is executed.
 
     Raises:
         CheckpointError: The file is missing, damaged, holds code, or was written by another program.
     """
+    if path.is_dir():
+        raise CheckpointError(f"Expected a checkpoint file, but {path} is a folder; see its checkpoints/best.ckpt.")
     if not path.is_file():
         raise CheckpointError(f"No such checkpoint: {path}.")
     try:
         digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are refused in the next line anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is no checkpoint of tensors and plain data: it holds other objects or code, or is damaged. Nothing in it "
             "was executed."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"Cannot read the checkpoint {path}: {str(error).splitlines()[0]}. It may be damaged.") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise CheckpointError(f"Cannot read the checkpoint {path}: {_reason(error)}. It may be damaged.") from error
     description = content.get("medseg_se") if isinstance(content, dict) else None
     if not isinstance(description, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path} was not written by medseg-se: it does not say what the network and its structures are.")
@@ -150,6 +195,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]
     prefix = "network."
     state = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
     return description, state, digest
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums in a checkpoint with its content, which PyTorch leaves undone."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise ValueError("its checksums do not match its content")
 
 
 def _largest(logits: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -171,9 +224,17 @@ def _resized(channel: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _probabilities(logits: Tensor, prepared: Prepared) -> Volume:
-    """Return softmax probabilities on the scan's own grid; what was cropped away is background for certain."""
-    resized = np.stack([_resized(channel, prepared.cut_shape).cpu().numpy() for channel in logits.softmax(0)])
-    restored = prepared.restore(resized)
+    """Return softmax probabilities on the scan's own grid, of the same resampled logits that decide the labels.
+
+    What was cropped away is background for certain.
+    """
+    resized = torch.empty((len(logits), *prepared.cut_shape))  # computed in place: the largest array of all
+    for index, channel in enumerate(logits):
+        resized[index] = _resized(channel, prepared.cut_shape).cpu()
+    resized -= resized.amax(0)
+    resized.exp_()
+    resized /= resized.sum(0)
+    restored = prepared.restore(resized.numpy())
     inside = prepared.restore(np.ones((1, *prepared.cut_shape), dtype=np.uint8)).array[0]
     restored.array[0][inside == 0] = 1.0
     return restored

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from medseg_se.data.datalist import Case, read_json
 from medseg_se.data.scan import read_channels
@@ -24,6 +25,7 @@ from medseg_se.data.store import digest_of
 from medseg_se.errors import DataError, MedsegError, OutputError, UsageError
 from medseg_se.files import write_json
 from medseg_se.inference.model import Model
+from medseg_se.inference.tiling import check_overlap
 from medseg_se.volumes import write_volume
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,8 @@ def choose_cases(cases: Sequence[Case], model: Model, which: Which) -> list[Case
         if (digest in model.validation) if which == "validation" else (digest not in model.training):
             chosen.append(case)
     if not chosen:
-        raise DataError(f"None of the {len(cases)} scans is {'a validation scan of' if which == 'validation' else 'new to'} this model.")
+        what = "a validation scan of" if which == "validation" else "new to"
+        raise DataError(f"None of the {len(cases)} scans is {what} this model.")
     return chosen
 
 
@@ -96,16 +99,19 @@ def predict_cases(
         progress: Whether to show a progress bar.
 
     Raises:
-        UsageError: The folder holds results of another model, or files that are not ours.
+        UsageError: The folder holds results of another model, files that are not ours or the scans themselves, or the overlap
+            makes no sense.
         OutputError: A result cannot be written; the rest would fail too.
     """
+    check_overlap(overlap)
     options = {"model": model.digest, "overlap": overlap, "probabilities": probabilities, "precision": model.precision}
     record = _open_record(output, options, overwrite)
+    _guard(cases, output, record, probabilities, overwrite)
     for case in cases:
-        _guard(case, output, record, overwrite)
         record.setdefault(case.id, Status("waiting", f"{case.id}.nii.gz"))
     save_record(output, options, record)
-    for case in track(cases, description="predicting", disable=not progress, transient=True):
+    console = Console(stderr=True)
+    for case in track(cases, description="predicting", console=console, disable=not progress, transient=True):
         _predict_case(model, case, output, record[case.id], overlap, probabilities)
         save_record(output, options, record)
     return {case.id: record[case.id] for case in cases}
@@ -113,17 +119,18 @@ def predict_cases(
 
 def _predict_case(model: Model, case: Case, output: Path, status: Status, overlap: float, probabilities: bool) -> None:
     started = time.perf_counter()
+    files = _result_files(case, output, probabilities)
     try:
         digest = digest_of(case.images)
-        if status.status == "done" and status.input == digest and (output / status.file).is_file():
+        if status.status == "done" and status.input == digest and all(file.is_file() for file in files):
             return
         status.input = digest
         status.known = "training" if digest in model.training else "validation" if digest in model.validation else ""
         image = read_channels(case.images, len(model.channels))
         prediction = model.predict(image, overlap, probabilities)
         if prediction.probabilities is not None:
-            write_volume(prediction.probabilities, output / f"{case.id}_probabilities.nii.gz", like=image)
-        write_volume(prediction.labels, output / status.file, like=image)
+            write_volume(prediction.probabilities, files[1], like=image)
+        write_volume(prediction.labels, files[0], like=image)
         status.status, status.error = "done", None
     except OutputError as error:
         status.status, status.error = "failed", str(error)
@@ -131,11 +138,16 @@ def _predict_case(model: Model, case: Case, output: Path, status: Status, overla
     except MedsegError as error:
         status.status, status.error = "failed", str(error)
     except (MemoryError, RuntimeError) as error:
-        text = str(error).splitlines()[0] if str(error) else "out of memory"
+        exhausted = isinstance(error, MemoryError) or "memory" in str(error)
+        text = "there is not enough memory to segment it" if exhausted else " ".join(str(error).split())
         status.status, status.error = "failed", f"{case.images[0]}: {text}"
         log.debug("case %s failed", case.id, exc_info=True)
-    finally:
-        status.seconds = round(time.perf_counter() - started, 2)
+    status.seconds = round(time.perf_counter() - started, 2)
+
+
+def _result_files(case: Case, output: Path, probabilities: bool) -> list[Path]:
+    endings = [".nii.gz", "_probabilities.nii.gz"] if probabilities else [".nii.gz"]
+    return [output / f"{case.id}{ending}" for ending in endings]
 
 
 def _open_record(output: Path, options: dict[str, Any], overwrite: bool) -> dict[str, Status]:
@@ -147,19 +159,31 @@ def _open_record(output: Path, options: dict[str, Any], overwrite: bool) -> dict
     content = read_json(path)
     same = content.get("format") == FORMAT and content.get("options") == options
     if not same and not overwrite:
-        raise UsageError(f"{output} holds predictions of another model or with other options. Choose another folder, or --overwrite.")
-    if not same:
-        return {name: Status("waiting", f"{name}.nii.gz") for name in content.get("cases", {})}
-    return {name: Status(**entry) for name, entry in content["cases"].items()}
+        raise UsageError(
+            f"{output} holds predictions of another model or with other options. Choose another folder, or --overwrite."
+        )
+    try:
+        if not same:
+            return {name: Status("waiting", f"{name}.nii.gz") for name in content.get("cases", {})}
+        return {name: Status(**entry) for name, entry in content["cases"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{path} was not written by this command or is damaged. Remove it, and run again.") from error
 
 
-def _guard(case: Case, output: Path, record: dict[str, Status], overwrite: bool) -> None:
-    """Refuse to write over an input, or over a file that is not in our record."""
-    target = output / f"{case.id}.nii.gz"
-    if any(target.resolve() == path.resolve() for path in case.images):
-        raise UsageError(f"The result of {case.id} would overwrite its scan {target}. Choose another output folder.")
-    if target.exists() and case.id not in record and not overwrite:
-        raise UsageError(f"{target} exists and was not written by this command. Choose another folder, or --overwrite.")
+def _guard(cases: Sequence[Case], output: Path, record: dict[str, Status], probabilities: bool, overwrite: bool) -> None:
+    """Refuse to write outside of the folder, over a scan or its truth, or over a file that is not in our record."""
+    sources = {path.resolve() for case in cases for path in (*case.images, case.label) if path}
+    writers: dict[Path, str] = {}
+    for case in cases:
+        if not case.id or Path(case.id).name != case.id:
+            raise DataError(f"Expected the name of a case to be one of a file, but got {case.id!r} ({case.images[0]}).")
+        for file in _result_files(case, output, probabilities):
+            if file.resolve() in sources:
+                raise UsageError(f"The result of {case.id} would overwrite the scan or truth {file}. Choose another folder.")
+            if writers.setdefault(file, case.id) != case.id:
+                raise UsageError(f"{writers[file]} and {case.id} would both be written to {file}; predict them apart.")
+            if file.exists() and case.id not in record and not overwrite:
+                raise UsageError(f"{file} exists and was not written by this command. Choose another folder, or --overwrite.")
 
 
 def save_record(output: Path, options: dict[str, Any], record: dict[str, Status]) -> None:
@@ -170,13 +194,16 @@ def save_record(output: Path, options: dict[str, Any], record: dict[str, Status]
 
 def render(statuses: dict[str, Status], console: Console) -> None:
     """Print what became of each case, failures last, and a line of totals."""
-    table = Table("case", "status", "seconds", "note", title="predictions")
+    table = Table(Column("case", overflow="fold"), "status", "seconds", Column("note", overflow="fold"), title="predictions")
     for name, status in sorted(statuses.items(), key=lambda item: (item[1].status == "failed", item[0])):
-        note = status.error or (f"the model was {'trained' if status.known == 'training' else 'chosen'} on it" if status.known else "")
-        table.add_row(name, status.status, f"{status.seconds:.1f}", note, style="red" if status.status == "failed" else "")
+        seen = {"training": "the model was trained on it", "validation": "the model was chosen on it"}.get(status.known, "")
+        style = "red" if status.status == "failed" else ""
+        table.add_row(Text(name), status.status, f"{status.seconds:.1f}", Text(status.error or seen), style=style)
     console.print(table)
     counted = Counter(status.status for status in statuses.values())
     console.print(", ".join(f"{number} {what}" for what, number in sorted(counted.items())), highlight=False)
-    seen = sum(status.known == "training" for status in statuses.values())
-    if seen:
-        console.print(f"[yellow]The model was trained on {seen} of these scans: their Dice says nothing about new ones.[/yellow]")
+    trained = sum(status.known == "training" for status in statuses.values())
+    if trained:
+        console.print(
+            f"The model was trained on {trained} of these scans: their Dice says nothing about new ones.", style="yellow"
+        )

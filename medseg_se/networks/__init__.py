@@ -5,12 +5,12 @@ A class is called with ``(in_channels, num_classes, spatial_dims, **options)`` a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from medseg_se.attention.checks import check_options
 from medseg_se.errors import unknown_name
 from medseg_se.networks.unet import UNet
 
@@ -28,9 +28,5 @@ def build_network(name: str, in_channels: int, num_classes: int, spatial_dims: i
     if name not in NETWORKS:
         raise unknown_name("network", name, NETWORKS)
     network = NETWORKS[name]
-    fixed = ("self", "in_channels", "num_classes", "spatial_dims")
-    known = [key for key in inspect.signature(network).parameters if key not in fixed]
-    for key in options:
-        if key not in known:
-            raise unknown_name(f"option of network {name!r}", key, known)
+    check_options(f"network {name!r}", network, ("in_channels", "num_classes", "spatial_dims"), options)
     return network(in_channels, num_classes, spatial_dims, **options)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medseg_se.attention import build_attention
+from medseg_se.attention import ATTENTION, build_attention
 from medseg_se.dims import ActivationName, NormName, Size, activation, conv, dropout, norm, per_axis
 from medseg_se.errors import UsageError, unknown_name
 
@@ -22,7 +22,8 @@ class AttentionPlan:
     Attributes:
         names: One block name per level, from the full resolution down to the bottleneck.
         places: Some of `PLACES`: after encoder blocks, after the bottleneck block, after decoder blocks, on the skip
-            connections, or before every residual sum.
+            connections, or before every residual sum. At the last a channel gate wants batch or group normalisation: after
+            instance normalisation the mean of a channel is the same whatever the scan.
         options: Options for every block, such as `reduction`.
     """
 
@@ -34,10 +35,17 @@ class AttentionPlan:
     def make(
         cls, attention: str | Sequence[str], places: Sequence[str], levels: int, options: Mapping[str, Any] | None
     ) -> AttentionPlan:
-        """Spread one name over all `levels`, or check that there is one name a level."""
+        """Spread one name over all `levels`, or check that there is one name a level.
+
+        Raises:
+            UsageError: Unknown name or place, or a wrong number of names.
+        """
         names = (attention,) * levels if isinstance(attention, str) else tuple(attention)
         if len(names) != levels:
             raise UsageError(f"Expected `attention` to be one name or {levels} of them, one a level, but got {len(names)}.")
+        for name in names:
+            if name not in (*ATTENTION, "none"):
+                raise unknown_name("attention", name, [*ATTENTION, "none"])
         for place in places:
             if place not in PLACES:
                 raise unknown_name("place in `attention_at`", place, PLACES)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medseg_se.attention.checks import check_map
 from medseg_se.dims import ActivationName, NormName, Size, check_dims, conv, per_axis, transposed_conv
 from medseg_se.errors import UsageError
 from medseg_se.networks.blocks import AttentionPlan, ConvBlock, ConvStyle, ResidualBlock, he_initialised
@@ -39,6 +40,9 @@ class UNet(nn.Module):
         attention: Name of an attention block, or one name a level.
         attention_at: Where it sits; see `AttentionPlan`.
         attention_options: Options of the attention block.
+
+    Raises:
+        UsageError: An argument that makes no sense.
     """
 
     def __init__(
@@ -61,14 +65,20 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check_dims(spatial_dims)
+        if in_channels < 1 or num_classes < 1:
+            raise UsageError(
+                f"Expected `in_channels` and `num_classes` to be at least 1, but got {in_channels} and {num_classes}."
+            )
         levels = len(channels)
         if levels < 2 or min(channels) < 1:
             raise UsageError(f"Expected `channels` to hold at least two positive numbers, but got {list(channels)}.")
         steps = _per_level(strides, levels - 1, "strides")
         kernels = [per_axis(size, spatial_dims, "kernel_size") for size in _per_level(kernel_size, levels, "kernel_size")]
         self.strides = [(1,) * spatial_dims, *(per_axis(step, spatial_dims, "strides") for step in steps)]
-        self.norm_name = norm
+        self.in_channels, self.spatial_dims, self.norm_name = in_channels, spatial_dims, norm
         plan = AttentionPlan.make(attention, attention_at, levels, attention_options)
+        if "residual" in plan.places and not residual and set(plan.names) != {"none"}:
+            raise UsageError("Expected `residual` to be true, because `attention_at` has 'residual', but got false.")
         style = ConvStyle(spatial_dims, norm, activation, dropout)
 
         def block(level: int, entering: int, stride: Size, place: str) -> nn.Module:
@@ -105,7 +115,11 @@ class UNet(nn.Module):
         """Map a scan (N, C, *spatial) to logits (N, num_classes, *spatial).
 
         In training with deep supervision: a tuple of logits from the full resolution down, each level at its own size.
+
+        Raises:
+            UsageError: Not a map of this network's axes and channels, or one that is too small.
         """
+        check_map(x, self.in_channels, self.spatial_dims, "the U-Net")
         self._check_size(x)
         skips = []
         for level in self.encoder:
@@ -161,7 +175,8 @@ class DecoderLevel(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Join (N, C', *smaller) with the skip (N, C, *spatial)."""
         x = self.up(x)
-        x = x[(..., *(slice(0, size) for size in skip.shape[2:]))]
+        for axis, size in enumerate(skip.shape[2:], start=2):
+            x = x.narrow(axis, 0, size)
         return self.block(torch.cat([skip, x], dim=1))  # type: ignore[no-any-return]
 
 
@@ -171,4 +186,3 @@ def _per_level(value: int | Sequence[Size], levels: int, name: str) -> list[Size
     if len(value) != levels:
         raise UsageError(f"Expected `{name}` to be one number or {levels} entries, but got {len(value)}.")
     return list(value)
-

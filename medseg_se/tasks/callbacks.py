@@ -85,7 +85,11 @@ class TrainingProgress(pl.callbacks.ProgressBar):
         self._started = self._last = time.monotonic()
         self._done_at_start = pl_module.done()
         if self._enabled and self._console.is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %  {task.fields[facts]}")
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %  {task.fields[facts]}"),
+            )
             self._bar = Progress(*columns, console=self._console, refresh_per_second=2)
             self._task = self._bar.add_task("training", total=1.0, facts="")
             self._bar.start()
@@ -112,7 +116,9 @@ class TrainingProgress(pl.callbacks.ProgressBar):
             loss = float(outputs["loss"])
             self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
         if self._bar is not None:
-            self._bar.update(self._task, completed=pl_module.done(), description=self._place(trainer), facts=self._facts(trainer))
+            self._bar.update(
+                self._task, completed=pl_module.done(), description=self._place(trainer), facts=self._facts(trainer)
+            )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print a line for the epoch."""
@@ -157,5 +163,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
+
+from medseg_se.errors import unknown_name
 
 Schedule = Literal["cosine", "poly", "constant"]
 
@@ -15,7 +17,12 @@ def learning_rate_factor(schedule: Schedule, done: float, warmup: float) -> floa
         schedule: "cosine" to 1 % (Loshchilov & Hutter, 2017), "poly" ``(1 - done)^0.9`` (nnU-Net), or "constant".
         done: Share of the run that is over, 0 to 1.
         warmup: Share of the run during which the rate rises linearly from 1 % on.
+
+    Raises:
+        UsageError: There is no such schedule.
     """
+    if schedule not in get_args(Schedule):
+        raise unknown_name("schedule", schedule, get_args(Schedule))
     done = min(1.0, max(0.0, done))
     if done < warmup:
         return max(0.01, done / warmup)

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.segmentation import DiceScore
 
 from medseg_se.dims import ActivationName, NormName, check_dims
-from medseg_se.errors import UsageError
+from medseg_se.errors import CheckpointError, UsageError
 from medseg_se.losses import DeepSupervisionLoss, DiceCELoss
 from medseg_se.metrics.overlap import confusion, dice_from_confusion
 from medseg_se.networks import build_network
@@ -159,7 +159,8 @@ class SegmentationTask(pl.LightningModule):
     def done(self) -> float:
         """Return the share of the run that is over, by steps or by the clock, whichever is further."""
         trainer = self._trainer
-        if trainer is None or not trainer.fit_loop._data_source.is_defined():
+        if trainer is None or trainer.num_training_batches == math.inf:
+            # Not begun. To ask for the steps now would make the loader before a resumed run knows its place.
             return 0.0
         steps = trainer.estimated_stepping_batches
         by_steps = self.global_step / steps if 0 < steps < math.inf else 0.0
@@ -194,7 +195,7 @@ class SegmentationTask(pl.LightningModule):
         matrix = confusion(prediction.cpu().numpy(), batch["labels"][0].cpu().numpy(), self.num_classes)
         groups = [(index,) for index in range(1, self.num_classes)]
         for metric, dice in zip(self.scan_dice, dice_from_confusion(matrix, groups), strict=True):
-            metric.update(float(dice))
+            cast(MeanMetric, metric).update(float(dice))
 
     def on_validation_epoch_end(self) -> None:
         """Log the Dice of every structure and their mean."""
@@ -218,7 +219,8 @@ class SegmentationTask(pl.LightningModule):
     def _log_dice(self, dice: Tensor, stage: str) -> None:
         names = self.structure_names()
         counted = dice[torch.isfinite(dice)]
-        mean = counted.mean() if len(counted) else torch.tensor(0.0)
+        nothing = 0.0 if stage == "val" else math.nan  # while fitting, the checkpoint is chosen by a number
+        mean = counted.mean() if len(counted) else torch.tensor(nothing)
         self.log(f"{stage}_dice", mean, prog_bar=True)
         self.log_dict({f"{stage}_dice/{name}": value for name, value in zip(names, dice, strict=True)})
 
@@ -241,7 +243,7 @@ class SegmentationTask(pl.LightningModule):
         """
         described = self._describe_data()
         size: list[int] = described["patch_size"]
-        axis: int | None = self.trainer.datamodule.flat_axis  # type: ignore[attr-defined]
+        axis: int | None = described["flat_axis"]
         if axis is not None:
             image = image[0].movedim(axis + 1, 0)
         short = [max(0, wanted - have) for wanted, have in zip(size, image.shape[2:], strict=True)]
@@ -250,7 +252,7 @@ class SegmentationTask(pl.LightningModule):
         padded = F.pad(image - base, margins) + base
         logits = cast(Tensor, sliding_window_inference(padded, size, 4, self.network, overlap=0.5, mode="gaussian"))
         inside = [slice(missing // 2, missing // 2 + have) for missing, have in zip(short, image.shape[2:], strict=True)]
-        logits = logits[(..., *inside)]
+        logits = logits[(slice(None), slice(None), *inside)]
         return logits if axis is None else logits.movedim(0, axis + 1)[None]
 
     # ---------------------------------------------------------------------------------------------------------- checkpoints
@@ -261,22 +263,39 @@ class SegmentationTask(pl.LightningModule):
             return cast("dict[str, Any]", datamodule.describe())
         return cast("dict[str, Any]", self.model_description.get("data", {}))
 
+    def _describe_network(self) -> dict[str, Any]:
+        return {
+            "name": self.network_name,
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+            "spatial_dims": self.spatial_dims,
+            "options": self.network_arguments,
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add everything that inference needs, as plain data."""
         checkpoint["medseg_se"] = {
             "format": CHECKPOINT_FORMAT,
             "version": __version__,
             "task": "segmentation",
-            "network": {
-                "name": self.network_name,
-                "in_channels": self.in_channels,
-                "num_classes": self.num_classes,
-                "spatial_dims": self.spatial_dims,
-                "options": self.network_arguments,
-            },
+            "network": self._describe_network(),
             "data": self._describe_data(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the description, for runs without a data module."""
+        """Remember the description, for runs without a data module.
+
+        Raises:
+            CheckpointError: The weights are those of a network that is built otherwise.
+        """
         self.model_description = checkpoint.get("medseg_se", {})
+        shapes = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        if shapes == {name: value.shape for name, value in self.state_dict().items()}:
+            return
+        theirs, ours = (
+            {**network, **network.get("options", {})}
+            for network in (self.model_description.get("network", {}), self._describe_network())
+        )
+        other = [key for key in ours if key != "options" and theirs.get(key) != ours[key]]
+        listed = ", ".join(f"{key} {theirs.get(key)} instead of {ours[key]}" for key in other)
+        raise CheckpointError(f"The checkpoint holds another network: {listed or 'its weights have other shapes'}.")

@@ -1,0 +1,20 @@
+"""Gates are computed in float32 even where the maps are not: float16 overflows and bfloat16 loses the logit of a gate."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply `layer` to ``x`` in float32 (float64 stays), whatever the type of its parameters and inside autocast too."""
+    kind = torch.promote_types(x.dtype, torch.float32)
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):  # meta tensors know no autocast
+        if all(parameter.dtype == kind for parameter in layer.parameters()):
+            y: Tensor = layer(x.to(kind))
+        else:
+            y = functional_call(layer, {name: value.to(kind) for name, value in layer.named_parameters()}, x.to(kind))
+    return y
