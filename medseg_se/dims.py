@@ -67,7 +67,7 @@ def transposed_conv(spatial_dims: int, in_channels: int, out_channels: int, stri
 
 
 def norm(name: NormName, spatial_dims: int, channels: int) -> nn.Module:
-    """Return an affine normalisation layer; "group" has groups of 8 channels, or of the next number above that divides them."""
+    """Return an affine normalisation layer; "group" has groups of 8 channels, or of the next number that divides them."""
     if name == "instance":
         return (nn.InstanceNorm2d if spatial_dims == 2 else nn.InstanceNorm3d)(channels, affine=True)
     if name == "batch":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from pathlib import Path
 
 import torch
 
@@ -42,3 +44,17 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False
+
+
+def free_memory() -> float:
+    """Return the bytes of main memory that can still be taken; infinity where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return math.inf
+    known = {name: float(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines) if rest.strip()}
+    free = known.get("MemAvailable", math.inf) + known.get("SwapFree", 0.0)
+    for container in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if container.is_file() and (limit := container.read_text(encoding="ascii").strip()).isdigit():
+            free = min(free, float(limit))
+    return free

@@ -48,14 +48,20 @@ def explain(message: str, valid: Iterable[str], arguments: Sequence[str] = ()) -
 
 def _reasons(line: str) -> list[str]:
     """Return why none of the types fits that a value may have."""
-    return line.partition(" Errors: - ")[2].partition(" Given value type:")[0].split(" - ")
+    return [reason for reason in line.partition(" Errors: - ")[2].partition(" Given value type:")[0].split(" - ") if reason]
 
 
 def _any_of(kinds: Sequence[str]) -> str:
-    """Return in words what a value may be, the names among them as one list."""
-    names = [name.strip(" '\"") for kind in kinds if kind.startswith("typing.Literal[") for name in kind[15:-1].split(",")]
-    types = [kind.replace("<class '", "").replace("'>", "") for kind in kinds if not kind.startswith("typing.Literal[")]
-    return " or ".join([f"one of {', '.join(names)}"] * bool(names) + [f"of type {kind}" for kind in types])
+    """Return in words what a value may be: the names that are allowed as one list, then the types."""
+    literals = [kind[len("typing.Literal[") : -1].split(",") for kind in kinds if kind.startswith("typing.Literal[")]
+    names = dict.fromkeys(name.strip(" '\"") for literal in literals for name in literal)
+    words = [f"one of {', '.join(names)}"] if names else []
+    for kind in kinds:
+        if kind.startswith("dot import path"):
+            words.append("the path of a class, such as package.module.Class")
+        elif not kind.startswith("typing.Literal["):
+            words.append("of type " + kind.replace("<class '", "").replace("'>", ""))
+    return " or ".join(dict.fromkeys(words))
 
 
 def _place(key: str, arguments: Sequence[str]) -> str:

@@ -17,7 +17,6 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import pytorch_lightning as pl
 import yaml
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -31,7 +30,7 @@ from medseg_se.errors import MedsegError, UsageError
 from medseg_se.hardware import best_device, has_bfloat16
 from medseg_se.inference.model import read_checkpoint
 from medseg_se.tasks import SegmentationTask
-from medseg_se.tasks.callbacks import AtomicCheckpointIO, KeepLast, TrainingProgress
+from medseg_se.tasks.callbacks import AtomicCheckpointIO, KeepBest, KeepLast, TrainingProgress
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +62,9 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args`."""
         self.config = parser.parse_args(args)
+        seed = self.config[self.config.subcommand].seed_everything
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise UsageError(f"Expected `seed_everything` between 0 and 4294967295, but got {seed}.")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as the user wrote it; Lightning would mix in what the checkpoint was made with."""
@@ -128,15 +130,11 @@ class TrainingCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         root = Path(config["default_root_dir"])
         checkpoints = root / "checkpoints"
-        callbacks: list[pl.Callback] = [KeepLast(checkpoints / "last.ckpt"), TrainingProgress()]
+        callbacks: list[pl.Callback] = []
+        if config.get("enable_progress_bar") is not False:
+            callbacks.append(TrainingProgress())
         if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
-            callbacks.append(
-                ModelCheckpoint(
-                    checkpoints, "best", monitor="val_dice", mode="max", save_last=True, enable_version_counter=False
-                )
-            )
-        else:
-            callbacks.pop(0)
+            callbacks += [KeepLast(checkpoints / "last.ckpt"), KeepBest(checkpoints)]
         extra: dict[str, Any] = {"plugins": [AtomicCheckpointIO(), *_listed(config.get("plugins"))]}
         if config.get("logger") in (None, True):
             extra["logger"] = CSVLogger(str(root), name="logs")
@@ -152,25 +150,28 @@ class TrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Judge the best checkpoint on whole scans and say where everything is."""
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if not Path(best).is_file() or self.trainer.interrupted:
+        if self.trainer.interrupted:
             return
-        console = Console(stderr=True)
-        console.print(f"\nBest checkpoint: {best}\nJudging it on the whole validation scans …", highlight=False)
+        console = Console(stderr=True, quiet=not self.trainer.is_global_zero, soft_wrap=True, highlight=False, markup=False)
+        if not Path(best).is_file():
+            if self.last.is_file():
+                console.print(f"\nThe run ended before a validation, so no checkpoint is best. The last one: {self.last}")
+            return
+        console.print(f"\nBest checkpoint: {best}\nJudging it on the whole validation scans …")
         self.trainer.validate(self.model, self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         print_dice(self.trainer.callback_metrics, console)
         console.print(
             "These scans chose the checkpoint. To judge it from the files, on their own grid, run `medseg-se predict` and "
-            "`medseg-se evaluate`.",
-            highlight=False,
+            "`medseg-se evaluate`."
         )
 
     def after_validate(self) -> None:
         """Show the result."""
-        print_dice(self.trainer.callback_metrics, Console())
+        print_dice(self.trainer.callback_metrics, Console(markup=False))
 
     def after_test(self) -> None:
         """Show the result."""
-        print_dice(self.trainer.callback_metrics, Console())
+        print_dice(self.trainer.callback_metrics, Console(markup=False))
 
 
 def print_dice(metrics: Any, console: Console) -> None:
@@ -281,6 +282,9 @@ def quieten() -> None:
         ".*`isinstance.treespec.*",
         ".*deprecat.*",
         ".*your dataloader is not resumable.*",  # it is: its sampler begins where the run stands
+        ".*sync_dist=True.*",  # the metrics are summed over the devices by themselves
+        ".*could not find the monitored key.*",  # a run that ends before its first validation; `after_fit` says so
+        ".*The dirpath has changed from.*",  # a checkpoint of another folder is judged or continued
         ".*Checkpoint directory .* exists and is not empty.*",  # as it does whenever a run is continued
     ):
         warnings.filterwarnings("ignore", message=text)

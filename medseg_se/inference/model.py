@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import warnings
 import zipfile
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from medseg_se.data.preprocessing import Prepared, Preprocessing
 from medseg_se.errors import CheckpointError, DataError, MedsegError, UsageError
-from medseg_se.hardware import best_device, has_bfloat16
+from medseg_se.hardware import best_device, free_memory, has_bfloat16
 from medseg_se.inference.tiling import tiled_logits
 from medseg_se.networks import build_network
 from medseg_se.structures import Structures
@@ -105,7 +106,8 @@ class Model:
         """Segment a scan (C, I, J, K) as read from its file.
 
         Raises:
-            DataError: Wrong number of channels, voxels that are not finite, or an answer of the network that is not.
+            DataError: Wrong number of channels, voxels that are not finite, an answer of the network that is not, or a scan too
+                large for the memory.
         """
         if image.array.shape[0] != len(self.channels):
             raise DataError(
@@ -113,6 +115,7 @@ class Model:
                 f"{image.path or 'the scan'} has {image.array.shape[0]}."
             )
         prepared = self.preprocessing(image)
+        self._check_memory(prepared.image)
         logits = self.logits(torch.from_numpy(prepared.image.array).to(self.device), overlap)
         if not torch.isfinite(logits.sum()):
             raise DataError(
@@ -125,6 +128,16 @@ class Model:
         if not probabilities:
             return Prediction(labels)
         return Prediction(labels, _probabilities(logits, prepared))
+
+    def _check_memory(self, prepared: Volume) -> None:
+        """Refuse a scan whose logits exceed the memory: the system would end the program, and with it the other scans."""
+        classes = self.structures.num_classes
+        needed, free = 4 * math.prod(prepared.shape) * (classes + 2), free_memory()
+        if self.device.type == "cpu" and needed > free:
+            raise DataError(
+                f"Expected {needed / 2**30:.1f} GiB of free memory for the {classes} classes of {prepared.path or 'the scan'} "
+                f"on {prepared.shape} voxels, but got {free / 2**30:.1f} GiB. Cut the scan, or take a machine with more."
+            )
 
     def logits(self, image: Tensor, overlap: float = 0.5) -> Tensor:
         """Return the logits (classes, I, J, K) of a prepared scan (C, I, J, K)."""

@@ -49,6 +49,30 @@ class KeepLast(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
+class KeepBest(pl.callbacks.ModelCheckpoint):
+    """Write `best.ckpt` when the Dice of the validation patches is the highest so far, and `last.ckpt` after every epoch.
+
+    Args:
+        folder: Where.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "best", monitor="val_dice", mode="max", save_last=True, enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score of the run that is continued, also if its folder was moved since."""
+        best = str(Path(self.dirpath) / "best.ckpt")
+        if Path(best).is_file():
+            paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), best)
+            state_dict = {
+                **state_dict,
+                **paths,
+                "dirpath": self.dirpath,
+                "best_k_models": {best: state_dict["best_model_score"]},
+            }
+        super().load_state_dict(state_dict)
+
+
 class TrainingProgress(pl.callbacks.ProgressBar):
     """One bar for the whole run, with loss, Dice, time left and the share of the time spent waiting for data.
 
@@ -124,7 +148,8 @@ class TrainingProgress(pl.callbacks.ProgressBar):
         """Print a line for the epoch."""
         if not self._enabled or trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self._best = max(self._best, float(trainer.callback_metrics.get("val_dice", 0.0)))
+        earlier = getattr(trainer.checkpoint_callback, "best_model_score", None)  # of the run that is continued
+        self._best = max(self._best, float(trainer.callback_metrics.get("val_dice", 0.0)), float(earlier or 0.0))
         self._console.print(f"{self._place(trainer)}  {self._facts(trainer)}  best {self._best:.3f}", highlight=False)
         self._last = time.monotonic()
 

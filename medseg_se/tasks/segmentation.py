@@ -94,6 +94,8 @@ class SegmentationTask(pl.LightningModule):
             raise UsageError(f"Expected `warmup` to be at least 0 and below 1, but got {warmup}.")
         if lr <= 0:
             raise UsageError(f"Expected `lr` to be positive, but got {lr}.")
+        if weight_decay < 0:
+            raise UsageError(f"Expected `weight_decay` to be at least 0, but got {weight_decay}.")
         self.spatial_dims, self.num_classes, self.in_channels = spatial_dims, num_classes, in_channels
         self.network_name = network
         self.network_arguments: dict[str, Any] = {

@@ -83,13 +83,20 @@ def test_a_network_on_a_finer_grid_loses_no_voxel(load, make_affine, spacing):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_network_on_a_coarser_grid_puts_a_border_where_it_was(load, make_affine, axcodes_, axis):
     half = np.zeros((1, 16, 12, 20), dtype=np.float32)
-    half.swapaxes(1, axis + 1)[:, 6:] = 1
+    half.swapaxes(1, axis + 1)[:, 4:] = 1
     affine = make_affine(axcodes_, (1, 1, 1), degrees=(0, 20, 30))
     model = load(
-        structures=TWO, options={"levels": [0.0, 1.0]}, preprocessing=Preprocessing("RAS", (2, 2, 2), intensity="none")
+        structures=TWO, options={"levels": [0.0, 1.0]}, preprocessing=Preprocessing("RAS", (4, 4, 4), intensity="none")
     )
-    assert model.preprocessing(Volume(half, affine)).image.array.size == half.size / 8
+    assert model.preprocessing(Volume(half, affine)).image.array.size == half.size / 64
     assert np.array_equal(model.predict(Volume(half, affine)).labels.array, 7 * half)
+
+
+@pytest.mark.parametrize("spacing", [None, (2.0, 2.0, 2.0)])
+def test_a_tie_goes_to_the_first_structure(load, spacing):
+    model = load(options={"levels": [0.0, 1.0, 1.0]}, preprocessing=Preprocessing(spacing=spacing, intensity="none"))
+    labels = model.predict(Volume(np.ones((1, 8, 8, 8), dtype=np.float32), np.eye(4))).labels
+    assert (labels.array == 7).all()
 
 
 def test_what_was_cropped_away_is_background(load, make_affine):
@@ -97,10 +104,14 @@ def test_what_was_cropped_away_is_background(load, make_affine):
     image[:, 2:9, 3:8, 1:7] = levels(7, 5, 6)
     image[:, 2, 3, 1] = image[:, 8, 7, 6] = 2
     # An intensity of 0 means the first structure here, unless it lies in the border that is cut off.
-    model = load(options={"levels": [1.0, 0.0, 2.0]}, preprocessing=Preprocessing("PIR", crop="nonzero", intensity="none"))
+    model = load(
+        options={"levels": [1.0, 0.0, 2.0]},
+        structures=Structures({"near": (7,), "far": (300,)}, background=(5, 0)),
+        preprocessing=Preprocessing("PIR", crop="nonzero", intensity="none"),
+    )
     prediction = model.predict(Volume(image, make_affine("RAS", degrees=(5, 5, 5))), probabilities=True)
-    expected = np.zeros_like(image)
-    expected[:, 2:9, 3:8, 1:7] = np.array([7, 0, 300])[image[:, 2:9, 3:8, 1:7].astype(int)]
+    expected = np.full_like(image, 5)
+    expected[:, 2:9, 3:8, 1:7] = np.array([7, 5, 300])[image[:, 2:9, 3:8, 1:7].astype(int)]
     assert np.array_equal(prediction.labels.array, expected)
     outside = np.ones(image.shape[1:], dtype=bool)
     outside[2:9, 3:8, 1:7] = False

@@ -1,4 +1,5 @@
 import errno
+import gzip
 import io
 import json
 import os
@@ -39,7 +40,12 @@ def scans(tmp_path, write_scan, make_affine):
     """A folder with the scans a, b and c, whose intensities 0, 1 and 2 are the classes."""
     rng = np.random.default_rng(0)
     for name in "abc":
-        write_scan(tmp_path / "scans" / f"{name}.nii.gz", levels(rng), make_affine("LPS", (1, 1.5, 2), degrees=(5, 0, 9)))
+        path = write_scan(
+            tmp_path / "scans" / f"{name}.nii.gz", levels(rng), make_affine("LPS", (1, 1.5, 2), degrees=(5, 0, 9))
+        )
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        content[252:256] = (3, 0, 4, 0)  # the codes of qform and sform, other than nibabel's own
+        path.write_bytes(gzip.compress(content))
     return tmp_path / "scans"
 
 
@@ -73,6 +79,7 @@ def right(output, scans, name):
     image, labels = read_image(scans / f"{name}.nii.gz"), read_labels(output / f"{name}.nii.gz")
     assert np.array_equal(labels.array, VALUES[image.array.astype(int)])
     assert labels.same_grid(image) is None
+    assert all(labels.header[form] == image.header[form] for form in ("qform_code", "sform_code"))
     return True
 
 
@@ -342,6 +349,15 @@ def test_a_scan_too_large_for_the_memory_is_one_failed_case(load, scans, output,
     statuses = run(model, scans, output)
     assert outcome(statuses) == {"a": "done", "b": "failed", "c": "done"}
     assert statuses["b"].error == f"{scans / 'b.nii.gz'}: there is not enough memory to segment it"
+
+
+def test_a_scan_whose_classes_exceed_the_free_memory_is_one_failed_case(load, scans, output, write_scan, monkeypatch):
+    write_scan(scans / "b.nii.gz", np.zeros((40, 40, 40), dtype=np.float32))
+    monkeypatch.setattr("medseg_se.inference.model.free_memory", lambda: 1e6)
+    statuses = run(load(), scans, output)
+    assert outcome(statuses) == {"a": "done", "b": "failed", "c": "done"}
+    assert "free memory for the 3 classes of" in statuses["b"].error
+    assert "b.nii.gz on (40, 40, 40) voxels, but got 0.0 GiB" in statuses["b"].error
 
 
 def test_brackets_in_names_are_shown_as_they_are(load, scans, output):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from medseg_se.data.segmentation import SegmentationData
@@ -14,7 +13,7 @@ from medseg_se.errors import CheckpointError, UsageError
 from medseg_se.inference.model import Model
 from medseg_se.structures import Structures
 from medseg_se.tasks import SegmentationTask
-from medseg_se.tasks.callbacks import AtomicCheckpointIO, KeepLast
+from medseg_se.tasks.callbacks import AtomicCheckpointIO, KeepBest, KeepLast
 from medseg_se.tasks.schedules import learning_rate_factor
 
 SHAPE = (16, 14, 12)
@@ -78,8 +77,7 @@ def make_trainer(root, callbacks=(), **options):
         "accelerator": "cpu",
         "max_epochs": 2,
     }
-    checkpoints = ModelCheckpoint(root, "best", monitor="val_dice", mode="max", save_last=True, enable_version_counter=False)
-    every = [*callbacks, KeepLast(root / "last.ckpt"), checkpoints]
+    every = [*callbacks, KeepLast(root / "last.ckpt"), KeepBest(root)]
     return pl.Trainer(default_root_dir=root, callbacks=every, plugins=[AtomicCheckpointIO()], **{**defaults, **options})
 
 

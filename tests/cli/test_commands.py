@@ -1,0 +1,268 @@
+import csv
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from known_network import NearestLevel, write_checkpoint
+
+from medseg_se.cli.main import main
+from medseg_se.data.store import digest_of
+from medseg_se.inference.model import Model
+from medseg_se.networks import NETWORKS
+from medseg_se.structures import Structures
+from medseg_se.volumes import read_labels
+
+RECIPES = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _plugged_in(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "nearest_level", NearestLevel)
+    monkeypatch.setenv("COLUMNS", "300")
+
+
+@pytest.fixture
+def dataset(tmp_path, write_scan):
+    """A dataset whose intensities are the classes of its label maps: three cases for training and one for a test."""
+    rng, folder = np.random.default_rng(0), tmp_path / "data"
+    for name, split in (("a", "Tr"), ("b", "Tr"), ("c", "Tr"), ("d", "Ts")):
+        labels = rng.integers(0, 3, (9, 8, 7))
+        write_scan(folder / f"images{split}" / f"{name}.nii.gz", labels.astype(np.float32))
+        write_scan(folder / f"labels{split}" / f"{name}.nii.gz", labels.astype(np.uint8))
+    content = {
+        "labels": {"0": "background", "1": "near", "2": "far"},
+        "training": [{"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in "abc"],
+        "test": ["imagesTs/d.nii.gz"],
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path, dataset):
+    """A checkpoint that was trained on a, chosen on b, and answers every voxel rightly."""
+    return write_checkpoint(
+        tmp_path / "model.ckpt",
+        structures=Structures({"near": (1,), "far": (2,)}),
+        label_dtype="uint8",
+        training=[digest_of([dataset / "imagesTr" / "a.nii.gz"])],
+        validation=[digest_of([dataset / "imagesTr" / "b.nii.gz"])],
+    )
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def results(folder):
+    return sorted(path.name for path in folder.glob("*.nii.gz"))
+
+
+def complaint(capsys):
+    err = capsys.readouterr().err
+    (line,) = [line for line in err.splitlines() if line.startswith("medseg-se: error: ")]
+    assert err.rstrip().endswith(line)
+    return line
+
+
+# ------------------------------------------------------------------------------------------------------------------------ check
+
+
+def test_check_says_whether_a_dataset_is_fit(capsys, dataset):
+    assert run("check", dataset) == 0
+    (dataset / "labelsTr" / "b.nii.gz").write_bytes(b"")
+    assert run("check", dataset) == 1
+    assert "b.nii.gz" in capsys.readouterr().out
+    assert run("check", dataset / "nowhere") == 2
+    assert "No such dataset" in complaint(capsys)
+
+
+def test_check_prints_json_and_nothing_else(capsys, dataset):
+    assert run("check", dataset, "--json", "--workers", 1) == 0
+    whole = json.loads(capsys.readouterr().out)
+    (dataset / "labelsTr" / "b.nii.gz").write_bytes(b"")
+    assert run("check", dataset, "--json") == 1
+    broken = json.loads(capsys.readouterr().out)
+    assert whole != broken
+    assert "b.nii.gz" in json.dumps(broken)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- predict
+
+
+def test_predict_segments_what_it_is_given(capsys, checkpoint, dataset, tmp_path):
+    assert run("predict", checkpoint, dataset / "imagesTs", dataset / "imagesTr" / "a.nii.gz", "--output", tmp_path / "p") == 0
+    assert results(tmp_path / "p") == ["a.nii.gz", "d.nii.gz"]
+    for name, split in (("a", "Tr"), ("d", "Ts")):
+        truth = read_labels(dataset / f"labels{split}" / f"{name}.nii.gz")
+        assert np.array_equal(read_labels(tmp_path / "p" / f"{name}.nii.gz").array, truth.array)
+    printed = capsys.readouterr().out
+    assert "2 done" in printed
+    assert "trained on 1 of these scans" in printed
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"), [("all", "abcd"), ("validation", "b"), ("unseen", "bcd")], ids=["all", "validation", "unseen"]
+)
+def test_predict_chooses_cases(checkpoint, dataset, tmp_path, which, expected):
+    assert run("predict", checkpoint, dataset, "--output", tmp_path / "p", "--cases", which) == 0
+    assert results(tmp_path / "p") == [f"{name}.nii.gz" for name in expected]
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--dry_run"])
+def test_a_dry_run_only_names_the_files(capsys, checkpoint, dataset, tmp_path, flag):
+    (dataset / "imagesTs" / "d.nii.gz").rename(dataset / "imagesTs" / "d [bold].nii.gz")
+    assert run("predict", checkpoint, dataset / "imagesTs", "--output", tmp_path / "p", flag) == 0
+    scan, result = dataset / "imagesTs" / "d [bold].nii.gz", tmp_path / "p" / "d [bold].nii.gz"
+    assert capsys.readouterr().out == f"{scan} → {result}\n"
+    assert not (tmp_path / "p").exists()
+
+
+def test_predict_goes_on_after_a_broken_case_and_exits_with_1(capsys, checkpoint, dataset, tmp_path):
+    scan = dataset / "imagesTr" / "b.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:100])
+    assert run("predict", checkpoint, dataset, "--output", tmp_path / "p") == 1
+    assert results(tmp_path / "p") == ["a.nii.gz", "c.nii.gz", "d.nii.gz"]
+    printed = capsys.readouterr().out
+    assert "3 done, 1 failed" in printed
+    assert "truncated or corrupt" in printed
+    assert run("evaluate", tmp_path / "p", dataset) == 1
+    rows = {row["case"]: row for row in csv.DictReader((tmp_path / "p" / "evaluation.csv").open())}
+    assert {name: float(row["near"]) for name, row in rows.items()} == {"a": 1, "b": 0, "c": 1, "d": 1}
+    assert "truncated" in rows["b"]["failure"]
+
+
+def test_predict_with_probabilities(checkpoint, dataset, tmp_path):
+    assert run("predict", checkpoint, dataset / "imagesTs", "--output", tmp_path / "p", "--probabilities") == 0
+    assert results(tmp_path / "p") == ["d.nii.gz", "d_probabilities.nii.gz"]
+    assert run("evaluate", tmp_path / "p", dataset) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--overlap", "1"], "`overlap` to be at least 0 and below 1"),
+        (["--device", "tpu"], "`device` to be auto, cpu"),
+        (["--output", "taken"], "`output` to be a folder"),
+        (["--output", "taken/below"], "Not a directory"),
+        (["--cases", "validation"], "None of the 1 scans is a validation scan"),
+    ],
+)
+def test_what_predict_cannot_do_is_one_line_and_exit_code_2(
+    capsys, checkpoint, dataset, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("")
+    assert run("predict", checkpoint, dataset / "imagesTs", "--output", "p", *options) == 2
+    assert message in complaint(capsys)
+    assert not Path("p").exists()
+
+
+def test_predict_names_a_checkpoint_or_scan_that_is_not_there(capsys, checkpoint, dataset, tmp_path):
+    assert run("predict", tmp_path / "no.ckpt", dataset, "--output", tmp_path / "p") == 2
+    assert "No such checkpoint" in complaint(capsys)
+    assert run("predict", checkpoint, tmp_path / "no.nii", "--output", tmp_path / "p") == 2
+    assert "No such file or folder" in complaint(capsys)
+
+
+def test_predict_on_a_full_disk_exits_with_2_and_the_next_run_finishes(capsys, checkpoint, dataset, tmp_path, monkeypatch):
+    sync, synced = os.fsync, []
+
+    def full(descriptor):
+        synced.append(descriptor)
+        if len(synced) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    command = ["predict", checkpoint, dataset / "imagesTr", "--output", tmp_path / "p"]
+    assert run(*command) == 2
+    assert "b.nii.gz: the disk is full; free some space and run the same command again." in complaint(capsys)
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["a.nii.gz", "predictions.json"]
+    assert run(*command) == 0
+    assert results(tmp_path / "p") == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_next_run_finishes(capsys, checkpoint, dataset, tmp_path, monkeypatch):
+    predict = Model.predict
+
+    def interrupted(model, image, *arguments):
+        if image.path.name == "b.nii.gz":
+            os.kill(os.getpid(), signal.SIGINT)
+        return predict(model, image, *arguments)
+
+    command = ["predict", checkpoint, dataset / "imagesTr", "--output", tmp_path / "p"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "predict", interrupted)
+        assert run(*command) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert results(tmp_path / "p") == ["a.nii.gz"]
+    done = (tmp_path / "p" / "a.nii.gz").stat().st_mtime_ns
+    assert run(*command) == 0
+    assert results(tmp_path / "p") == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert (tmp_path / "p" / "a.nii.gz").stat().st_mtime_ns == done
+
+
+# --------------------------------------------------------------------------------------------------------------------- evaluate
+
+
+def test_evaluate_writes_a_table_and_a_report(capsys, dataset, tmp_path):
+    assert run("evaluate", dataset / "labelsTr", dataset, "--output", tmp_path / "e [x]", "--workers", 1) == 1
+    assert run("evaluate", dataset / "labelsTr", dataset / "labelsTr", "--output", tmp_path / "e [x]") == 0
+    assert f"Written to {tmp_path}/e [x]/evaluation.csv and {tmp_path}/e [x]/evaluation.json\n" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "e [x]" / "evaluation.csv").open()))
+    assert [(row["case"], float(row["near"]), float(row["far"]), row["failure"]) for row in rows] == [
+        (name, 1, 1, "") for name in "abc"
+    ]
+    report = json.loads((tmp_path / "e [x]" / "evaluation.json").read_text())
+    assert report["mean_foreground"] == 1
+    assert report["summary"]["far"]["n"] == 3
+    assert not list((dataset / "labelsTr").glob("evaluation.*"))
+
+
+def test_evaluate_takes_structures_from_a_file(capsys, dataset, tmp_path):
+    (dataset / "dataset.json").rename(tmp_path / "names.json")
+    assert run("evaluate", dataset / "labelsTr", dataset / "labelsTr") == 2
+    assert "Give --structures" in complaint(capsys)
+    assert run("evaluate", dataset / "labelsTr", dataset / "labelsTr", "--structures", tmp_path / "names.json") == 0
+    assert (dataset / "labelsTr" / "evaluation.csv").is_file()
+
+
+def test_evaluate_names_what_is_not_there(capsys, dataset, tmp_path):
+    assert run("evaluate", tmp_path / "nowhere", dataset) == 2
+    assert "folder of predicted label maps" in complaint(capsys)
+    (tmp_path / "file").write_text("")
+    assert run("evaluate", dataset / "labelsTr", dataset / "labelsTr", "--output", tmp_path / "file" / "below") == 2
+    assert "Not a directory" in complaint(capsys)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- configs
+
+
+def test_configs_lists_every_recipe_with_what_it_is_for(capsys):
+    assert run("configs") == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert listed
+    assert list(listed) == sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    for name, summary in listed.items():
+        assert (RECIPES / f"{name}.yaml").read_text().startswith(f"# {summary}\n")
+
+
+def test_configs_prints_a_recipe(capsys):
+    name = min(path.stem for path in RECIPES.glob("*.yaml"))
+    for wanted in (name, f"{name}.yaml"):
+        assert run("configs", wanted) == 0
+        printed = capsys.readouterr().out
+        assert printed == (RECIPES / f"{name}.yaml").read_text()
+        assert {"model", "data", "trainer"} <= set(yaml.safe_load(printed))
+
+
+def test_an_unknown_recipe_suggests_the_nearest(capsys):
+    name = min(path.stem for path in RECIPES.glob("*.yaml"))
+    assert run("configs", f"{name[:-1]}") == 2
+    assert f"Unknown recipe {name[:-1]!r}. Did you mean {name!r}?" in complaint(capsys)
