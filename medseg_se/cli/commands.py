@@ -64,10 +64,12 @@ def predict(
     """
     from rich.console import Console
 
+    from medseg_se.hardware import keep_freed_memory
     from medseg_se.inference.inputs import find_cases
     from medseg_se.inference.model import Model
     from medseg_se.inference.predict import choose_cases, predict_cases, render
 
+    keep_freed_memory()
     console = Console()
     model = Model.load(checkpoint, device, precision)
     chosen = choose_cases(find_cases(inputs, len(model.channels)), model, cases)

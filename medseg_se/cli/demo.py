@@ -74,6 +74,7 @@ def run_demo(output: Path, cases: int, minutes: float) -> int:
         "Next: the same with your own scans, see the README.",
         highlight=False,
         soft_wrap=True,
+        emoji=False,
     )
     return code
 
@@ -90,8 +91,9 @@ def write_pictures(datalist: Datalist, result: Evaluation, output: Path) -> None
         truth, prediction = (_encoded(volume, datalist) for volume in (truth, prediction))
         path = output / "pictures" / f"{case.id}.png"
         case_picture(image, truth, prediction, datalist.structures, path, dice[case.id], title=case.id)
-        shown.append(Shown(image, prediction, truth, f"{case.id}, never seen in training"))
-    overview_picture(shown[:2], datalist.structures, output / "pictures" / "overview.png")
+        shown.append(Shown(image, prediction, truth, case.id))
+    title = "Scans that the network never saw: the prediction in colour, the truth in dotted white"
+    overview_picture(shown[:2], datalist.structures, output / "pictures" / "overview.png", title)
 
 
 def _encoded(volume: Volume, datalist: Datalist) -> Volume:

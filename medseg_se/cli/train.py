@@ -18,7 +18,6 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
 from rich.table import Table
@@ -27,10 +26,10 @@ from medseg_se.cli.messages import CONFIG_FLAGS, explain
 from medseg_se.cli.recipes import recipe_names, recipe_path
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import MedsegError, UsageError
-from medseg_se.hardware import best_device, has_bfloat16
+from medseg_se.hardware import best_device, has_bfloat16, keep_freed_memory
 from medseg_se.inference.model import read_checkpoint
 from medseg_se.tasks import SegmentationTask
-from medseg_se.tasks.callbacks import AtomicCheckpointIO, KeepBest, KeepLast, TrainingProgress
+from medseg_se.tasks.callbacks import TrainingProgress, trainer_defaults
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +79,6 @@ class TrainingCLI(LightningCLI):
         trainer = config.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = "runs/default"
-        if trainer.log_every_n_steps is None:
-            trainer.log_every_n_steps = 1  # short epochs are logged too
         checkpoints = Path(trainer.default_root_dir) / "checkpoints"
         TrainingCLI.last = checkpoints / "last.ckpt"
         resume = config.get("ckpt_path") or (None if self.subcommand == "fit" else "best")
@@ -96,10 +93,8 @@ class TrainingCLI(LightningCLI):
             config.ckpt_path = resume
         if self.subcommand != "fit":
             config.verbose = False  # `print_dice` shows the result
-        if trainer.precision is None:
-            cpu = trainer.accelerator == "cpu"
-            device = best_device("cpu" if cpu else "auto")
-            trainer.precision = "bf16-mixed" if has_bfloat16(device) else "32-true"
+        if trainer.precision is None and trainer.accelerator == "cpu":
+            trainer.precision = "bf16-mixed" if has_bfloat16(best_device("cpu")) else "32-true"
 
     def _guard_run(self, resume: str | None) -> None:
         """Refuse to overwrite an earlier run, and to continue one that is not there."""
@@ -128,20 +123,16 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the checkpoint, progress and logging habits that a config does not set itself."""
         config = self._get(self.config_init, "trainer")
-        root = Path(config["default_root_dir"])
-        checkpoints = root / "checkpoints"
-        callbacks: list[pl.Callback] = []
-        if config.get("enable_progress_bar") is not False:
-            callbacks.append(TrainingProgress())
-        if config.get("enable_checkpointing") is not False and not config.get("fast_dev_run"):
-            callbacks += [KeepLast(checkpoints / "last.ckpt"), KeepBest(checkpoints)]
-        extra: dict[str, Any] = {"plugins": [AtomicCheckpointIO(), *_listed(config.get("plugins"))]}
-        if config.get("logger") in (None, True):
-            extra["logger"] = CSVLogger(str(root), name="logs")
-        trainer_config = {**config, **extra, **kwargs}
-        trainer_config["callbacks"] = [*_listed(config.get("callbacks")), *callbacks]
-        if config.get("enable_model_summary") is None:
-            trainer_config["enable_model_summary"] = False
+        defaults = trainer_defaults(config["default_root_dir"])
+        shows = config.get("enable_progress_bar") is not False
+        keeps = config.get("enable_checkpointing") is not False and not config.get("fast_dev_run")
+        chosen = {
+            name: value for name, value in config.items() if value is not None and not (name == "logger" and value is True)
+        }
+        trainer_config = {**defaults, **chosen, **kwargs}
+        trainer_config["plugins"] = [*defaults["plugins"], *_listed(config.get("plugins"))]
+        habits = [habit for habit in defaults["callbacks"] if (shows if isinstance(habit, TrainingProgress) else keeps)]
+        trainer_config["callbacks"] = [*_listed(config.get("callbacks")), *habits]
         try:
             return self._instantiate_trainer(trainer_config, [])
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -188,6 +179,7 @@ def print_dice(metrics: Any, console: Console) -> None:
 def run(argv: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test` with the arguments after the program's name; returns the exit code."""
     quieten()
+    keep_freed_memory()
     Parser.arguments = arguments = with_configs(argv)
     try:
         TrainingCLI(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg_se.errors import DataError, UsageError
-from medseg_se.volumes import Volume, reorient, resample, resample_labels, resampled_shape
+from medseg_se.volumes import MEMORY_LIMIT, Volume, reorient, resample, resample_labels, resampled_shape
 
 Array = npt.NDArray[Any]
 Intensity = Literal["zscore", "zscore_nonzero", "percentile", "minmax", "window", "none"]
@@ -76,6 +77,11 @@ class Preprocessing:
         box = _nonzero_box(turned.array) if self.crop == "nonzero" else tuple((0, length) for length in turned.shape)
         cut = _cut(turned, box)
         shape = resampled_shape(cut, self.spacing) if self.spacing else cut.shape
+        if 4 * len(cut.array) * math.prod(shape) > MEMORY_LIMIT:
+            raise DataError(
+                f"{image.path or 'The scan'} would have {shape} voxels at a spacing of {self.spacing} mm. "
+                f"Is the spacing in its header, {tuple(round(mm, 3) for mm in image.spacing)} mm, right?"
+            )
         scaled = resample(cut, shape, self.interpolation)
         channels = [_scale(channel, self.intensity, self.window) for channel in scaled.array]
         return Prepared(replace(scaled, array=np.stack(channels)), image, turned, box)

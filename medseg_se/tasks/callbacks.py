@@ -9,10 +9,30 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from medseg_se.files import atomic_write
+from medseg_se.hardware import best_device, has_bfloat16
+
+
+def trainer_defaults(folder: Path | str) -> dict[str, Any]:
+    """Return what every run gets, as arguments for `pytorch_lightning.Trainer`.
+
+    Checkpoints in `folder/checkpoints`, curves in `folder/logs`, the progress bar, and bfloat16 where the hardware has it.
+    """
+    root = Path(folder)
+    checkpoints = root / "checkpoints"
+    return {
+        "default_root_dir": str(root),
+        "callbacks": [TrainingProgress(), KeepLast(checkpoints / "last.ckpt"), KeepBest(checkpoints)],
+        "plugins": [AtomicCheckpointIO()],
+        "logger": CSVLogger(str(root), name="logs"),
+        "log_every_n_steps": 1,  # short epochs are logged too
+        "enable_model_summary": False,
+        "precision": "bf16-mixed" if has_bfloat16(best_device()) else "32-true",
+    }
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -16,6 +16,7 @@ from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.data.store import digest_of
 from medseg_se.errors import CheckpointError, DataError, UsageError
+from medseg_se.hardware import free_memory
 from medseg_se.inference.model import Model
 from medseg_se.networks import NETWORKS
 from medseg_se.structures import Structures
@@ -29,9 +30,12 @@ UNET = {"channels": [4, 8]}
 
 @pytest.fixture(autouse=True, scope="module")
 def _plugged_in():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on scans this small, threads are only in each other's way
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "nearest_level", NearestLevel)
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -332,6 +336,10 @@ def test_a_description_that_contradicts_itself_is_refused(tmp_path, path, value,
 
 
 # -------------------------------------------------------------------------------------------------------- device and precision
+
+
+def test_the_free_memory_is_known_or_infinite():
+    assert free_memory() > 2**20
 
 
 def test_bfloat16_is_refused_where_the_device_has_none(tmp_path, monkeypatch):

@@ -8,12 +8,13 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from medseg_se.data.sampling import PatchDataset
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import CheckpointError, UsageError
 from medseg_se.inference.model import Model
 from medseg_se.structures import Structures
 from medseg_se.tasks import SegmentationTask
-from medseg_se.tasks.callbacks import AtomicCheckpointIO, KeepBest, KeepLast
+from medseg_se.tasks.callbacks import AtomicCheckpointIO, KeepBest, KeepLast, TrainingProgress
 from medseg_se.tasks.schedules import learning_rate_factor
 
 SHAPE = (16, 14, 12)
@@ -296,6 +297,34 @@ def test_tiles_are_put_together_where_they_belong(make_data, tmp_path, axis, siz
     expected = nn.functional.conv3d(image, weight, bias)
     found = task.segment(image, torch.tensor(data.validation[0].lowest))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+# -------------------------------------------------------------------------------------------------------------------- progress
+
+
+def test_the_share_of_waiting_and_the_time_left_follow_the_clock(make_data, tmp_path, monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr("medseg_se.tasks.callbacks.time", clock)
+
+    def taking(seconds, function):
+        def slow(*arguments, **options):
+            clock.now += seconds
+            return function(*arguments, **options)
+
+        return slow
+
+    monkeypatch.setattr(PatchDataset, "__getitem__", taking(2, PatchDataset.__getitem__))  # 4 seconds a batch
+    monkeypatch.setattr(SegmentationTask, "training_step", taking(12, SegmentationTask.training_step))
+    data = make_data(fold=None)
+    trainer = make_trainer(
+        tmp_path / "run", [TrainingProgress()], max_epochs=3, enable_progress_bar=True, num_sanity_val_steps=0
+    )
+    trainer.fit(make_task(), data)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    # An epoch of 3 batches takes 48 seconds, its 6 validation patches 12.
+    assert all("waiting for data 25%" in line for line in lines)
+    assert [part for line in lines for part in line.split("  ") if "left" in part] == ["left 2:00", "left 1:00", "left 0:00"]
 
 
 # -------------------------------------------------------------------------------------------------------------- two dimensions
