@@ -24,7 +24,7 @@ demo: .venv/demo.done
 
 test: .venv/test.done
 	@echo "==> running the tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses=8 -m "not slow and not gpu"
 
 lint: .venv/dev.done
 	@echo "==> style"

@@ -26,13 +26,11 @@ def phantoms(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    threads, level = torch.get_num_threads(), logging.getLogger("pytorch_lightning").level
+    level = logging.getLogger("pytorch_lightning").level
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "0")
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
     yield tmp_path
-    torch.set_num_threads(threads)
     logging.getLogger("pytorch_lightning").setLevel(level)
     for number, handler in handlers.items():
         signal.signal(number, handler)

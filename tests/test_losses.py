@@ -17,15 +17,6 @@ every_dims = pytest.mark.parametrize("dims", [2, 3])
 both_sums = pytest.mark.parametrize("batch_dice", [True, False])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Maps this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def example(dims, classes=4, ignore=False, seed=0, size=(7, 6, 5)):
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(2, classes, *size[:dims], generator=generator)

@@ -14,7 +14,8 @@ from medseg_se.cli.recipes import recipe_path
 from medseg_se.data.datalist import Datalist, read_datalist
 from medseg_se.data.phantom import write_phantoms
 from medseg_se.errors import UsageError
-from medseg_se.evaluation.evaluate import Evaluation, evaluate
+from medseg_se.evaluation.evaluate import evaluate
+from medseg_se.evaluation.result import Evaluation
 from medseg_se.reports.pictures import Shown, case_picture, overview_picture
 from medseg_se.volumes import Volume, read_image, read_labels
 

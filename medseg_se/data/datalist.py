@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from medseg_se.errors import DataError, UsageError
+from medseg_se.nifti import SUFFIXES
 from medseg_se.structures import Structures
-from medseg_se.volumes import SUFFIXES, case_name
+from medseg_se.volumes import case_name
 
 CSV_COLUMNS = ("id", "image", "label", "group", "fold", "split")
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg_se.errors import DataError, UsageError
-from medseg_se.volumes import MEMORY_LIMIT, Volume, reorient, resample, resample_labels, resampled_shape
+from medseg_se.nifti import MEMORY_LIMIT
+from medseg_se.volumes import Volume, check_orientation, reorient, resample, resample_labels, resampled_shape
 
 Array = npt.NDArray[Any]
 Intensity = Literal["zscore", "zscore_nonzero", "percentile", "minmax", "window", "none"]
@@ -44,6 +45,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.spacing is not None and (len(self.spacing) != 3 or not all(0 < value < 1e3 for value in self.spacing)):
             raise UsageError(f"Expected `spacing` to be three positive numbers in mm, but got {self.spacing}.")
+        check_orientation(self.orientation)
         for name, kind in (("crop", Crop), ("intensity", Intensity), ("interpolation", ImageInterpolation)):
             if getattr(self, name) not in get_args(kind):
                 valid = ", ".join(get_args(kind))

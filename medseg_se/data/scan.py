@@ -10,8 +10,9 @@ import numpy as np
 
 from medseg_se.data.datalist import Case
 from medseg_se.errors import DataError
+from medseg_se.nifti import MEMORY_LIMIT
 from medseg_se.structures import Structures
-from medseg_se.volumes import MEMORY_LIMIT, Volume, read_image, read_labels
+from medseg_se.volumes import Volume, read_image, read_labels
 
 
 def read_channels(paths: Sequence[Path], channels: int | None = None, memory_limit: int = MEMORY_LIMIT) -> Volume:

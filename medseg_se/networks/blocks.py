@@ -123,23 +123,7 @@ class ConvBlock(nn.Module):
         attention: nn.Module,
     ) -> None:
         super().__init__()
-        if convs < 1:
-            raise UsageError(f"Expected `convs` to be at least 1, but got {convs}.")
-        self.units = nn.Sequential(
-            *(
-                ConvUnit(
-                    style.spatial_dims,
-                    in_channels if place == 0 else out_channels,
-                    out_channels,
-                    kernel_size,
-                    stride if place == 0 else 1,
-                    style.norm_name,
-                    style.act,
-                    style.dropout_rate,
-                )
-                for place in range(convs)
-            )
-        )
+        self.units = _units(style, in_channels, out_channels, kernel_size, stride, convs, last_act=style.act)
         self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,25 +150,8 @@ class ResidualBlock(nn.Module):
         before_sum: nn.Module,
     ) -> None:
         super().__init__()
-        if convs < 1:
-            raise UsageError(f"Expected `convs` to be at least 1, but got {convs}.")
         dims, norm_name = style.spatial_dims, style.norm_name
-        units: list[nn.Module] = []
-        for place in range(convs):
-            last = place == convs - 1
-            units.append(
-                ConvUnit(
-                    dims,
-                    in_channels if place == 0 else out_channels,
-                    out_channels,
-                    kernel_size,
-                    stride if place == 0 else 1,
-                    norm_name,
-                    None if last else style.act,
-                    style.dropout_rate,
-                )
-            )
-        self.units = nn.Sequential(*units)
+        self.units = _units(style, in_channels, out_channels, kernel_size, stride, convs, last_act=None)
         self.before_sum = before_sum
         changes = in_channels != out_channels or max(per_axis(stride, dims, "stride")) > 1
         self.shortcut: nn.Module = (
@@ -198,3 +165,25 @@ class ResidualBlock(nn.Module):
         residual = self.before_sum(self.units(x))
         x = self.act(self.shortcut(x) + residual)
         return self.attention(x)  # type: ignore[no-any-return]
+
+
+def _units(
+    style: ConvStyle,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Size,
+    stride: Size,
+    convs: int,
+    last_act: ActivationName | None,
+) -> nn.Sequential:
+    """Return the convolution units of a block; the first one changes the channels and takes the stride."""
+    if convs < 1:
+        raise UsageError(f"Expected `convs` to be at least 1, but got {convs}.")
+    units = []
+    for place in range(convs):
+        entering, step = (in_channels, stride) if place == 0 else (out_channels, 1)
+        act = last_act if place == convs - 1 else style.act
+        units.append(
+            ConvUnit(style.spatial_dims, entering, out_channels, kernel_size, step, style.norm_name, act, style.dropout_rate)
+        )
+    return nn.Sequential(*units)

@@ -170,7 +170,9 @@ class TrainingProgress(pl.callbacks.ProgressBar):
             return
         earlier = getattr(trainer.checkpoint_callback, "best_model_score", None)  # of the run that is continued
         self._best = max(self._best, float(trainer.callback_metrics.get("val_dice", 0.0)), float(earlier or 0.0))
-        self._console.print(f"{self._place(trainer)}  {self._facts(trainer)}  best {self._best:.3f}", highlight=False)
+        self._console.print(
+            f"{self._place(trainer)}  {self._facts(trainer)}  best {self._best:.3f}", highlight=False, soft_wrap=True
+        )
         self._last = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -27,15 +27,6 @@ low_precision = pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 NAMES = {"cSE": "channel", "sSE": "spatial", "fc1": "squeeze", "fc2": "excite", "conv": "project"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Maps this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def build(block, channels, dims, seed=0):
     torch.manual_seed(seed)
     name, options = BLOCKS[block]

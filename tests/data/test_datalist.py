@@ -289,7 +289,7 @@ def test_folds_that_do_not_exist_are_refused():
     for fold in (-1, 5):
         with pytest.raises(UsageError, match="`fold` between 0 and 4"):
             every.fold(fold)
-    with pytest.raises(UsageError, match="6 folds for 5 groups"):
+    with pytest.raises(UsageError, match="between 2 and the 5 groups there are, but got 6"):
         every.fold(0, folds=6)
-    with pytest.raises(UsageError, match="1 folds"):
+    with pytest.raises(UsageError, match="but got 1"):
         every.fold(0, folds=1)

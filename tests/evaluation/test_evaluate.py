@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from medseg_se.errors import DataError, UsageError
-from medseg_se.evaluation.evaluate import POLICY, evaluate
+from medseg_se.evaluation.evaluate import evaluate
+from medseg_se.evaluation.result import POLICY
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume, write_volume
 

@@ -30,12 +30,9 @@ UNET = {"channels": [4, 8]}
 
 @pytest.fixture(autouse=True, scope="module")
 def _plugged_in():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on scans this small, threads are only in each other's way
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "nearest_level", NearestLevel)
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -25,15 +25,6 @@ class Record(nn.Module):
         return x * self.factor
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Maps this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def residual_block(style, entering, leaving, stride, after=None, before=None, kernel=3, convs=2):
     after, before = after or nn.Identity(), before or nn.Identity()
     return ResidualBlock(style, entering, leaving, kernel, stride, convs, after, before_sum=before)

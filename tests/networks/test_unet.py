@@ -13,15 +13,6 @@ every_dims = pytest.mark.parametrize("dims", [2, 3])
 ODD = (11, 13, 9)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Maps this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def build(dims, seed=0, **options):
     torch.manual_seed(seed)
     return UNet(2, 3, dims, **{"channels": (4, 6, 8), **options})

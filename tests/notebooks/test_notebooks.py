@@ -21,5 +21,5 @@ def test_a_notebook_runs(name, tmp_path):
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in shown)
-    assert any("mean over foreground" in output.get("text", "") for output in shown)
+    assert any("mean over foreground" in str(output) for output in shown)
     assert list((tmp_path / "first_segmentation" / "pictures").glob("*.png"))

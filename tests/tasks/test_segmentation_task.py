@@ -22,14 +22,6 @@ SHAPE = (16, 14, 12)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning", "ignore::FutureWarning:pytorch_lightning")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def dataset(tmp_path, write_decathlon):
     """Return a dataset of six cases in which the truth of some voxels is unknown."""
