@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from json import dumps as dump_json
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from medseg_se.evaluation.result import Evaluation
+    from medseg_se.structures import Structures
 
 
 def check(data: str, *, json: bool = False, workers: int | None = None) -> int:
@@ -102,21 +106,33 @@ def evaluate(
         output: Folder for evaluation.csv and evaluation.json; the predictions' folder if not given.
         workers: Cases judged at the same time.
     """
-    from rich.console import Console
-
     from medseg_se.data.datalist import read_structures
-    from medseg_se.evaluation.evaluate import evaluate as judge
 
     known = read_structures(structures) if structures else None
-    result = judge(Path(predictions), Path(truth), known, workers)
-    folder = Path(output or predictions)
-    result.write_csv(folder / "evaluation.csv")
-    result.write_json(folder / "evaluation.json")
+    result = judge_folder(Path(predictions), Path(truth), known, Path(output or predictions), workers)
+    return 1 if result.failed else 0
+
+
+def judge_folder(
+    predictions: Path, truth: Path, structures: Structures | None, output: Path, workers: int | None = None
+) -> Evaluation:
+    """Evaluate a folder of predictions, write evaluation.csv and evaluation.json to `output` and print the table."""
+    from rich.console import Console
+
+    from medseg_se.evaluation.evaluate import evaluate as judge
+
+    result = judge(predictions, truth, structures, workers)
+    result.write_csv(output / "evaluation.csv")
+    result.write_json(output / "evaluation.json")
     console = Console()
     result.render(console)
-    written = f"Written to {folder / 'evaluation.csv'} and {folder / 'evaluation.json'}"
-    console.print(written, highlight=False, markup=False, soft_wrap=True)
-    return 1 if result.failed else 0
+    console.print(
+        f"Written to {output / 'evaluation.csv'} and {output / 'evaluation.json'}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    return result
 
 
 def configs(name: str | None = None) -> int:

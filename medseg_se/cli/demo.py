@@ -14,7 +14,6 @@ from medseg_se.cli.recipes import recipe_path
 from medseg_se.data.datalist import Datalist, read_datalist
 from medseg_se.data.phantom import write_phantoms
 from medseg_se.errors import UsageError
-from medseg_se.evaluation.evaluate import evaluate
 from medseg_se.evaluation.result import Evaluation
 from medseg_se.reports.pictures import Shown, case_picture, overview_picture
 from medseg_se.volumes import Volume, read_image, read_labels
@@ -27,7 +26,7 @@ def run_demo(output: Path, cases: int, minutes: float) -> int:
     """Run the whole way in the folder `output`; a rerun goes on where the last one stopped. Returns the exit code."""
     if cases < 6 or minutes <= 0:
         raise UsageError(f"Expected at least 6 cases and a positive number of minutes, but got {cases} and {minutes}.")
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     started = time.monotonic()
 
     _headline(console, 1, f"Phantom brains: {cases} for training, {cases // 4} held out ({output / 'data'})")
@@ -58,26 +57,25 @@ def run_demo(output: Path, cases: int, minutes: float) -> int:
         return code
 
     _headline(console, 5, "medseg-se evaluate: against the truth")
-    code = commands.evaluate(str(output / "predictions"), str(output / "data"))
-    result = evaluate(output / "predictions", output / "data", progress=False)
+    result = commands.judge_folder(output / "predictions", output / "data", None, output / "predictions")
 
     _headline(console, 6, f"Pictures ({output / 'pictures'})")
     write_pictures(datalist, result, output)
     minutes_taken = (time.monotonic() - started) / 60
     console.print(
-        f"\n[bold]Mean foreground Dice on {len(result.cases)} scans the network never saw: {result.mean_foreground:.3f}[/bold] "
-        f"(in {minutes_taken:.1f} minutes)\n"
+        f"\nMean foreground Dice on {len(result.cases)} scans the network never saw: {result.mean_foreground:.3f} "
+        f"(in {minutes_taken:.1f} minutes)",
+        style="bold",
+    )
+    console.print(
         f"  scans and truth    {output / 'data'}\n"
         f"  checkpoint         {run / 'checkpoints' / 'best.ckpt'}\n"
         f"  predicted scans    {output / 'predictions'}\n"
         f"  Dice by case       {output / 'predictions' / 'evaluation.csv'}\n"
         f"  pictures           {output / 'pictures'}\n"
         "Next: the same with your own scans, see the README.",
-        highlight=False,
-        soft_wrap=True,
-        emoji=False,
     )
-    return code
+    return 1 if result.failed else 0
 
 
 def write_pictures(datalist: Datalist, result: Evaluation, output: Path) -> None:
@@ -112,4 +110,4 @@ def _fit_arguments(output: Path, minutes: float) -> list[str]:
 
 
 def _headline(console: Console, step: int, text: str) -> None:
-    console.print(f"\n[bold cyan]{step}/6  {text}[/bold cyan]", highlight=False, soft_wrap=True)
+    console.print(f"\n{step}/6  {text}", style="bold cyan")
