@@ -47,7 +47,7 @@ clean:
 # The environment. Each mark is made again when what it depends on changed.
 
 .venv/torch.done: $(CPU)
-	@echo "==> making .venv with $(PYTHON) and installing PyTorch for the CPU (once)"
+	@echo "==> making .venv with $(PYTHON) and installing PyTorch as constraints/cpu.txt pins it (once)"
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(PIP) -r $(CPU)

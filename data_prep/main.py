@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from medseg_se.cli.main import run_function
 from medseg_se.errors import MedsegError, UsageError, unknown_name
 
 # Name → module beside this file; its function of the same name does the work, its docstring's first line is the help.
@@ -21,23 +22,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0
     try:
-        _run(arguments)
+        return _run(arguments)
     except MedsegError as error:
         print(f"medseg-prep: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        print("medseg-prep: interrupted; the same command makes what is missing", file=sys.stderr)
+        return 130
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> int:
     if not arguments:
         raise UsageError(f"Expected the name of a converter, but got none. Valid names: {', '.join(sorted(CONVERTERS))}.")
     name, *rest = arguments
     if name not in CONVERTERS:
         raise unknown_name("converter", name, CONVERTERS)
-    from jsonargparse import auto_cli
-
     module = importlib.import_module(f".{CONVERTERS[name]}", __package__)
-    auto_cli(getattr(module, CONVERTERS[name]), args=rest, prog=f"medseg-prep {name}")
+    return run_function(f"medseg-prep {name}", getattr(module, CONVERTERS[name]), rest)
 
 
 def _overview() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from medseg_se.data.phantom import Kind, write_phantoms
@@ -9,14 +10,15 @@ from medseg_se.errors import UsageError
 
 
 def phantom(
-    output: Path,
+    output: str,
+    *,
     kind: Kind = "brain",
     cases: int = 20,
     test: int = 4,
     seed: int = 0,
     resolution: float | None = None,
-    workers: int = 1,
-) -> None:
+    workers: int | None = None,
+) -> int:
     """Make a dataset of phantoms; run again after an interruption, it makes what is missing.
 
     Args:
@@ -26,13 +28,16 @@ def phantom(
         test: How many of them are held out; their labels lie in labelsTs.
         seed: Another seed gives other subjects.
         resolution: Edge of a voxel in mm, about; 2.4 for a brain and 6 for a torso if left out.
-        workers: Processes that draw at once.
+        workers: Processes that draw at once; as many as there are cores if left out.
     """
     if not 0 <= test <= cases:
         raise UsageError(f"Expected `test` between 0 and the number of cases, {cases}, but got {test}.")
-    before = _finished(output)
-    description = write_phantoms(output, kind, cases - test, test, seed, resolution, workers, progress=True)
-    print(f"{description}: made {_finished(output) - before} {kind} phantoms, {before} were there already.")
+    folder = Path(output)
+    before = _finished(folder)
+    processes = workers or os.cpu_count() or 1
+    description = write_phantoms(folder, kind, cases - test, test, seed, resolution, processes, progress=True)
+    print(f"{description}: made {_finished(folder) - before} {kind} phantoms, {before} were there already.")
+    return 0
 
 
 def _finished(output: Path) -> int:

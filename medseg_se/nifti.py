@@ -93,7 +93,7 @@ def _read_header(head: bytes, path: Path, memory_limit: int) -> tuple[nib.Nifti1
     if needed > memory_limit:
         raise DataError(
             f"The header of {path} claims {shape} voxels, {needed / 2**30:.1f} GiB in memory; the limit "
-            f"is {memory_limit / 2**30:.1f} GiB. Raise `memory_limit` if the scan is really that large."
+            f"is {memory_limit / 2**30:.1f} GiB. Crop or resample the scan first if it is really that large."
         )
     if not kind.sizeof_hdr <= float(header["vox_offset"]) < 2**31:
         raise DataError(f"The header of {path} puts the voxels at byte {float(header['vox_offset'])}, inside the header.")

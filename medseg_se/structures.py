@@ -110,7 +110,7 @@ class Structures:
         """
         table = self._index_of_value()
         low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
-        if high - low >= 2**16:  # far apart: too long for a lookup by value
+        if high - low >= 2**16 or high >= 2**31:  # far apart: too long for a lookup by value
             present, positions = np.unique(labels, return_inverse=True)
             offsets = positions.reshape(labels.shape)
         else:
@@ -168,12 +168,15 @@ class Structures:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Structures:
         """Make the object that `to_dict` described."""
-        return cls(
-            values={name: tuple(values) for name, values in content["values"].items()},
-            background=tuple(content["background"]),
-            ignore=content["ignore"],
-            regions={name: tuple(members) for name, members in content["regions"].items()},
-        )
+        try:
+            return cls(
+                values={name: tuple(values) for name, values in content["values"].items()},
+                background=tuple(content["background"]),
+                ignore=content["ignore"],
+                regions={name: tuple(members) for name, members in content["regions"].items()},
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(f"Expected values, background, ignore and regions, but got {dict(content)}.") from error
 
     @classmethod
     def from_labels(cls, labels: Mapping[str, Any], regions: Mapping[str, Sequence[str]] | None = None) -> Structures:
@@ -197,6 +200,8 @@ class Structures:
         if not named:
             raise DataError("Expected at least one structure besides the background in `labels`, but got none.")
         shared = _shared_values(named)
+        if not isinstance(regions, (Mapping, type(None))):
+            raise DataError(f"Expected `regions` to be a table of names and structures, but got {regions!r}.")
         found_regions = {name: tuple(members) for name, members in (regions or {}).items()}
         if shared:
             named, from_overlap = _split_regions(named)

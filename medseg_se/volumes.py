@@ -211,7 +211,7 @@ def write_volume(volume: Volume, path: Path | str, like: Volume | None = None) -
         like: A volume on the same grid whose header (both forms, units, codes) is to be kept.
 
     Raises:
-        DataError: `like` has another shape.
+        DataError: `like` lies on another grid.
         OutputError: The folder is not writable or the disk is full; no partial file stays.
     """
     path = Path(path)
@@ -222,8 +222,8 @@ def write_volume(volume: Volume, path: Path | str, like: Volume | None = None) -
     array = volume.array[0] if volume.array.shape[0] == 1 else np.moveaxis(volume.array, 0, 3)
     image = nib.Nifti1Image(array, volume.affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
-    if like is not None and like.shape != volume.shape:
-        raise DataError(f"Expected a result of the shape {like.shape} of {like.path}, but got {volume.shape}.")
+    if like is not None and (difference := volume.same_grid(like)):
+        raise DataError(f"Expected a result on the grid of {like.path}, but got another one: {difference}.")
     content = image.to_bytes()
     if like is not None and like.header is not None:
         # After nibabel is done: it would write its own forms over those that do not match the affine to the last digit.

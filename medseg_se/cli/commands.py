@@ -58,7 +58,7 @@ def predict(
         checkpoint: A checkpoint written by `medseg-se fit`.
         inputs: Scans, folders of scans, or datasets.
         output: Folder for the label maps.
-        cases: Of what the inputs name: all, those that validated the model, or those it was not trained on.
+        cases: Of what the inputs name: all, those that chose the checkpoint in validation, or those that played no part in it.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: bf16 is faster where the hardware has it, and rounds.
         overlap: Share of a tile that its neighbour covers too.

@@ -15,6 +15,7 @@ from medseg_se.data.datalist import Datalist, read_datalist
 from medseg_se.data.phantom import write_phantoms
 from medseg_se.errors import UsageError
 from medseg_se.evaluation.result import Evaluation
+from medseg_se.optional import load_optional
 from medseg_se.reports.pictures import Shown, case_picture, overview_picture
 from medseg_se.volumes import Volume, read_image, read_labels
 
@@ -26,6 +27,7 @@ def run_demo(output: Path, cases: int, minutes: float) -> int:
     """Run the whole way in the folder `output`; a rerun goes on where the last one stopped. Returns the exit code."""
     if cases < 6 or minutes <= 0:
         raise UsageError(f"Expected at least 6 cases and a positive number of minutes, but got {cases} and {minutes}.")
+    load_optional("matplotlib")  # say now that it is missing, not after the training
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     started = time.monotonic()
 

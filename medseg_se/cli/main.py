@@ -15,7 +15,7 @@ from medseg_se.version import __version__
 TRAINING = {
     "fit": "train a network from a recipe",
     "validate": "judge a checkpoint on whole validation scans",
-    "test": "the same, for a final test",
+    "test": "judge a checkpoint on the labelled test scans, which chose nothing",
 }
 COMMANDS = {
     "check": "read every file of a dataset once and say what would break training",

@@ -18,6 +18,7 @@ from medseg_se.nifti import SUFFIXES
 from medseg_se.structures import Structures
 from medseg_se.volumes import case_name
 
+MANIFEST = "predictions.json"  # what `predict` records in its output folder, and `evaluate` reads
 CSV_COLUMNS = ("id", "image", "label", "group", "fold", "split")
 
 
@@ -132,6 +133,15 @@ def read_datalist(source: Path | str, structures: Structures | None = None) -> D
         raise DataError(f"{path} lists no case.")
     _refuse_twins(found)
     return found
+
+
+def describes_dataset(folder: Path) -> bool:
+    """Tell a dataset from a folder of scans, which may hold tables of other kinds."""
+    tables = list(folder.glob("*.csv"))
+    if (folder / "dataset.json").is_file() or len(tables) != 1:
+        return (folder / "dataset.json").is_file()
+    header = tables[0].read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
+    return "image" in header.strip().split(",")
 
 
 def read_structures(source: Path | str) -> Structures:
@@ -309,6 +319,8 @@ def _channel_names(channels: Any) -> tuple[str, ...]:
     if isinstance(channels, Mapping):
         ordered = sorted(channels, key=int) if all(str(key).isdigit() for key in channels) else list(channels)
         return tuple(str(channels[key]) for key in ordered)
+    if not isinstance(channels, (str, list, tuple)):
+        raise DataError(f"Expected the channels to be a table or a list of names, but got {channels!r}.")
     return (channels,) if isinstance(channels, str) else tuple(str(channel) for channel in channels)
 
 

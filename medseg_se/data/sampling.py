@@ -32,7 +32,8 @@ class PatchSettings:
     Attributes:
         size: Voxels (I, J, K) of a patch; 1 along the axis across a slice.
         orientation: Where the axes of the prepared scans point.
-        foreground: Share of the patches that are centred on a voxel of a structure, each structure being equally likely.
+        foreground: Share of the patches drawn around a voxel of a structure, at most a quarter of the patch off its centre;
+            each structure is equally likely.
         flat_axis: The axis across the slice for 2D networks, which is left out of the result.
         seed: Seed of the whole run.
     """

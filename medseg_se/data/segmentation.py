@@ -42,7 +42,7 @@ class SegmentationData(pl.LightningDataModule):
         slice_axis: For a 2D network: the axis across the slices.
         batch_size: Patches a batch.
         batches_per_epoch: Batches after which validation runs and a checkpoint is written.
-        foreground: Share of the patches centred on a structure.
+        foreground: Share of the patches drawn around a voxel of a structure.
         store: Folder in which prepared cases are kept for the next run.
         num_workers: Processes that cut patches beside the training; null takes none on a CPU and up to 8 with a GPU.
         seed: Seed of sampling and augmentation.
@@ -135,6 +135,7 @@ class SegmentationData(pl.LightningDataModule):
         self.store, self.seed, self.progress = Path(store), seed, progress
         self.training: list[StoredCase] = []
         self.validation: list[StoredCase] = []
+        self.test: list[StoredCase] = []
         self.label_dtype = ""
 
     def split(self) -> tuple[Sequence[Case], Sequence[Case]]:
@@ -147,20 +148,26 @@ class SegmentationData(pl.LightningDataModule):
         return self.datalist.fold(self.fold, self.folds, self.split_seed)
 
     def setup(self, stage: str) -> None:
-        """Prepare the cases of this fold, as far as the store does not hold them yet.
+        """Prepare the cases of this fold, or the test cases, as far as the store does not hold them yet.
 
         Raises:
             DataError: A case cannot be used.
         """
+        if stage == "test" and not self.test:
+            labelled = [case for case in self.datalist.test if case.label is not None]
+            if not labelled:
+                raise DataError(
+                    f"{self.datalist.source} lists no test case with a label map. "
+                    "`medseg-se validate` judges the validation cases."
+                )
+            self.test = self._prepare(labelled)
         if self.training and self.validation:
             return
         training, validation = self.split()
         if self.fold is None:
             log.warning("fold is null: validation uses the training cases, and its Dice says nothing about new scans")
         distinct = list({case.id: case for case in (*training, *validation)}.values())
-        stored = prepare_cases(
-            distinct, self.preprocessing, self.structures, self.store, self.in_channels, progress=self.progress
-        )
+        stored = self._prepare(distinct)
         by_id = {case.id: case for case in stored}
         self.training = [by_id[case.id] for case in training]
         self.validation = [by_id[case.id] for case in validation]
@@ -189,12 +196,15 @@ class SegmentationData(pl.LightningDataModule):
         return self.whole_scans()
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Return the whole scans of the validation cases."""
-        return self.whole_scans()
+        """Return the labelled test cases of the datalist as whole prepared scans, one a batch, (1, C, I, J, K)."""
+        return DataLoader(WholeScans(self.test), batch_size=1)
 
     def whole_scans(self) -> DataLoader[Sample]:
         """Return the validation cases as whole prepared scans, one a batch, (1, C, I, J, K)."""
         return DataLoader(WholeScans(self.validation), batch_size=1)
+
+    def _prepare(self, cases: Sequence[Case]) -> list[StoredCase]:
+        return prepare_cases(cases, self.preprocessing, self.structures, self.store, self.in_channels, progress=self.progress)
 
     def describe(self) -> dict[str, Any]:
         """Return what inference must know, as plain data for the checkpoint."""

@@ -17,14 +17,12 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from medseg_se.data.datalist import Case, read_datalist, read_json, read_structures
+from medseg_se.data.datalist import MANIFEST, Case, describes_dataset, read_datalist, read_json, read_structures
 from medseg_se.errors import DataError, UsageError
 from medseg_se.evaluation.result import CaseResult, Evaluation
 from medseg_se.metrics.overlap import confusion, dice_from_confusion, volumes_from_confusion
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume, case_name, is_scan, read_labels
-
-MANIFEST = "predictions.json"
 
 
 def evaluate(
@@ -141,7 +139,7 @@ def _promised(folder: Path, entry: Mapping[str, Any]) -> Path | str:
 
 def _find_truths(source: Path, structures: Structures | None) -> tuple[dict[str, Path], Structures]:
     """Return case → label map, and what the label values mean."""
-    if source.is_file() or (source.is_dir() and _describes_dataset(source)):
+    if source.is_file() or (source.is_dir() and describes_dataset(source)):
         datalist = read_datalist(source, structures)
         truths = {case.id: case.label for case in datalist.training if case.label is not None}
         for name, path in _test_truths(datalist.test).items():
@@ -156,14 +154,6 @@ def _find_truths(source: Path, structures: Structures | None) -> tuple[dict[str,
     if not truths:
         raise DataError(f"{source} has no label map to judge against.")
     return truths, structures or _structures_beside(source)
-
-
-def _describes_dataset(folder: Path) -> bool:
-    """Tell a dataset from a plain folder of label maps, which may hold tables of other kinds."""
-    if (folder / "dataset.json").is_file():
-        return True
-    tables = [path.read_text(encoding="utf-8-sig", errors="replace") for path in folder.glob("*.csv")]
-    return len(tables) == 1 and "image" in tables[0].partition("\n")[0].strip().split(",")
 
 
 def _test_truths(cases: Iterable[Case]) -> dict[str, Path]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from medseg_se.data.datalist import Case, read_datalist
+from medseg_se.data.datalist import Case, describes_dataset, read_datalist
 from medseg_se.errors import DataError
 from medseg_se.volumes import case_name, is_scan
 
@@ -29,7 +29,7 @@ def find_cases(inputs: Sequence[Path | str], channels: int) -> list[Case]:
             raise DataError(f"No such file or folder: {path}.")
         if path.is_dir():
             scans = sorted(entry for entry in path.iterdir() if is_scan(entry))
-            if _describes_dataset(path):
+            if describes_dataset(path):
                 cases += _listed(path)
             elif scans:
                 files += scans
@@ -48,15 +48,6 @@ def find_cases(inputs: Sequence[Path | str], channels: int) -> list[Case]:
             )
         by_id[case.id] = case
     return list(by_id.values())
-
-
-def _describes_dataset(folder: Path) -> bool:
-    """Tell a dataset from a folder of scans, which may hold tables of other kinds."""
-    tables = list(folder.glob("*.csv"))
-    if (folder / "dataset.json").is_file() or len(tables) != 1:
-        return (folder / "dataset.json").is_file()
-    header = tables[0].read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
-    return "image" in header.strip().split(",")
 
 
 def _listed(path: Path) -> list[Case]:

@@ -22,9 +22,9 @@ from medseg_se.hardware import best_device, free_memory, has_bfloat16
 from medseg_se.inference.tiling import tiled_logits
 from medseg_se.networks import build_network
 from medseg_se.structures import Structures
+from medseg_se.version import CHECKPOINT_FORMAT
 from medseg_se.volumes import Volume
 
-FORMAT = 1
 Precision = Literal["fp32", "bf16"]
 
 
@@ -115,7 +115,7 @@ class Model:
                 f"{image.path or 'the scan'} has {image.array.shape[0]}."
             )
         prepared = self.preprocessing(image)
-        self._check_memory(prepared.image)
+        self._check_memory(prepared, probabilities)
         logits = self.logits(torch.from_numpy(prepared.image.array).to(self.device), overlap)
         if not torch.isfinite(logits.sum()):
             raise DataError(
@@ -129,14 +129,16 @@ class Model:
             return Prediction(labels)
         return Prediction(labels, _probabilities(logits, prepared))
 
-    def _check_memory(self, prepared: Volume) -> None:
+    def _check_memory(self, case: Prepared, probabilities: bool) -> None:
         """Refuse a scan whose logits exceed the memory: the system would end the program, and with it the other scans."""
-        classes = self.structures.num_classes
+        classes, prepared = self.structures.num_classes, case.image
         needed, free = 4 * math.prod(prepared.shape) * (classes + 2), free_memory()
+        if probabilities:  # on the scan's own grid, with the copies of restoring and writing
+            needed += 3 * 4 * math.prod(case.original.shape) * classes
         if self.device.type == "cpu" and needed > free:
             raise DataError(
                 f"Expected {needed / 2**30:.1f} GiB of free memory for the {classes} classes of {prepared.path or 'the scan'} "
-                f"on {prepared.shape} voxels, but got {free / 2**30:.1f} GiB. Cut the scan, or take a machine with more."
+                f"on {case.original.shape} voxels, but got {free / 2**30:.1f} GiB. Cut the scan, or take a machine with more."
             )
 
     def logits(self, image: Tensor, overlap: float = 0.5) -> Tensor:
@@ -198,9 +200,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]
     description = content.get("medseg_se") if isinstance(content, dict) else None
     if not isinstance(description, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path} was not written by medseg-se: it does not say what the network and its structures are.")
-    if description.get("format") != FORMAT:
+    if description.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
-            f"{path} has checkpoint format {description.get('format')}, but this version reads format {FORMAT}. "
+            f"{path} has checkpoint format {description.get('format')}, but this version reads format {CHECKPOINT_FORMAT}. "
             f"It was written by medseg-se {description.get('version')}."
         )
     if not description.get("data"):

@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
-from medseg_se.data.datalist import Case, read_json
+from medseg_se.data.datalist import MANIFEST, Case, read_json
 from medseg_se.data.scan import read_channels
 from medseg_se.data.store import digest_of
 from medseg_se.errors import DataError, MedsegError, OutputError, UsageError
@@ -30,7 +30,6 @@ from medseg_se.volumes import write_volume
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "predictions.json"
 FORMAT = 1
 Which = Literal["all", "validation", "unseen"]
 
@@ -57,7 +56,7 @@ class Status:
 
 
 def choose_cases(cases: Sequence[Case], model: Model, which: Which) -> list[Case]:
-    """Return all cases, those that validated the model, or those that it was not trained on.
+    """Return all cases, those that chose the checkpoint in validation, or those that played no part in either.
 
     Scans are recognised by their content, under whatever name.
     """
@@ -68,7 +67,7 @@ def choose_cases(cases: Sequence[Case], model: Model, which: Which) -> list[Case
     chosen = []
     for case in cases:
         digest = digest_of(case.images)
-        if (digest in model.validation) if which == "validation" else (digest not in model.training):
+        if (digest in model.validation) if which == "validation" else (digest not in model.training | model.validation):
             chosen.append(case)
     if not chosen:
         what = "a validation scan of" if which == "validation" else "new to"

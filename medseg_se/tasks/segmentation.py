@@ -21,11 +21,9 @@ from medseg_se.metrics.overlap import confusion, dice_from_confusion
 from medseg_se.networks import build_network
 from medseg_se.structures import IGNORE
 from medseg_se.tasks.schedules import Schedule, learning_rate_factor
-from medseg_se.version import __version__
+from medseg_se.version import CHECKPOINT_FORMAT, __version__
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT_FORMAT = 1
 
 
 class SegmentationTask(pl.LightningModule):

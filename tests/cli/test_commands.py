@@ -107,7 +107,7 @@ def test_predict_segments_what_it_is_given(capsys, checkpoint, dataset, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("which", "expected"), [("all", "abcd"), ("validation", "b"), ("unseen", "bcd")], ids=["all", "validation", "unseen"]
+    ("which", "expected"), [("all", "abcd"), ("validation", "b"), ("unseen", "cd")], ids=["all", "validation", "unseen"]
 )
 def test_predict_chooses_cases(checkpoint, dataset, tmp_path, which, expected):
     assert run("predict", checkpoint, dataset, "--output", tmp_path / "p", "--cases", which) == 0

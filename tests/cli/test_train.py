@@ -348,8 +348,13 @@ def test_a_loss_that_is_not_finite_ends_in_one_line_and_keeps_the_last_epoch(fit
 # --------------------------------------------------------------------------------------------------------- validate and test
 
 
-@pytest.mark.parametrize("command", ["validate", "test"])
-def test_the_best_checkpoint_is_judged_unless_another_is_named(fit, call, command):
+def test_without_labelled_test_cases_there_is_no_test(fit, refused):
+    fit()
+    assert "lists no test case with a label map" in refused("test", "--config", "recipe.yaml")
+
+
+def test_the_best_checkpoint_is_judged_unless_another_is_named(fit, call):
+    command = "validate"
     _, _, messages = fit("--trainer.max_epochs", "2")
     code, output, _ = call(command, "--config", "recipe.yaml")
     assert code == 0

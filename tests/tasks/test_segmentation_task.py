@@ -234,14 +234,18 @@ def test_validation_patches_are_the_same_in_every_epoch_and_hold_structures(make
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
-def test_the_dice_of_scans_is_the_mean_over_scans_of_ours(make_data, tmp_path, stage):
+def test_the_dice_of_scans_is_the_mean_over_scans_of_ours(make_data, tmp_path, stage, dataset):
     """The patch is larger than the scans, so that the network sees each at once, padded with its lowest intensity."""
+    content = json.loads((dataset / "dataset.json").read_text())
+    content["test"] = [content["training"].pop()]
+    (dataset / "dataset.json").write_text(json.dumps(content))
     data = make_data(patch_size=[18, 14, 20])
     task = make_task(channels=[4, 8])
     trainer = make_trainer(tmp_path / "run")
     getattr(trainer, stage)(task, datamodule=data, verbose=False)
     expected = []
-    for case in data.validation:
+    assert [case.id for case in data.test] == ([] if stage == "validate" else [content["test"][0]["image"][9:-7]])
+    for case in data.validation if stage == "validate" else data.test:
         image = np.array(case.image())
         padded = np.pad(image, [(0, 0), (1, 1), (0, 0), (4, 4)], constant_values=image.min())
         with torch.no_grad():
