@@ -49,11 +49,9 @@ def test_no_converter_at_all_is_an_error(capsys):
     assert "phantom" in capsys.readouterr().err
 
 
-def test_an_unknown_option_is_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["phantom", str(tmp_path / "out"), "--casse", "4"])
-    assert stopped.value.code == 2
-    assert "--casse" in capsys.readouterr().err
+def test_an_unknown_option_is_refused_with_the_nearest(tmp_path, capsys):
+    assert main(["phantom", str(tmp_path / "out"), "--casse", "3"]) == 2
+    assert capsys.readouterr().err == "medseg-prep: error: Unknown key 'casse'. Did you mean '--cases'?\n"
     assert not (tmp_path / "out").exists()
 
 
