@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for jobs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: on scans this small, threads are in each other's way
 
 DIRECTIONS = {

@@ -317,7 +317,7 @@ def test_a_header_that_claims_too_much_is_refused_before_reading(tmp_path, write
 def test_the_memory_limit_can_be_set(tmp_path, write_scan):
     path = write_scan(tmp_path / "scan.nii", noise((10, 10, 10), np.uint8))
     assert read_image(path, memory_limit=4000).shape == (10, 10, 10)
-    with pytest.raises(DataError, match="Raise `memory_limit`"):
+    with pytest.raises(DataError, match="Crop or resample"):
         read_image(path, memory_limit=3999)
 
 
@@ -616,8 +616,16 @@ def test_a_result_like_a_nifti2_image_lies_on_its_grid(tmp_path, write_scan, mak
 
 def test_a_result_of_another_shape_is_refused(tmp_path, write_scan):
     volume = read_image(write_scan(tmp_path / "scan.nii", noise()))
-    with pytest.raises(DataError, match=r"shape \(4, 5, 6\) .* but got \(4, 5, 5\)"):
+    with pytest.raises(DataError, match=r"on the grid of .*scan.nii, .* shape \(4, 5, 5\) against \(4, 5, 6\)"):
         write_volume(Volume(volume.array[..., :5], volume.affine), tmp_path / "result.nii", like=volume)
+    assert not (tmp_path / "result.nii").exists()
+
+
+def test_a_result_that_lies_otherwise_is_refused(tmp_path, write_scan):
+    """Written with the header of the scan, a turned result would put left on the right."""
+    volume = read_image(write_scan(tmp_path / "scan.nii", noise((4, 4, 4))))
+    with pytest.raises(DataError, match=r"affines that put the same voxel up to \d+\.\d+ mm apart"):
+        write_volume(reorient(volume, "LPS"), tmp_path / "result.nii", like=volume)
     assert not (tmp_path / "result.nii").exists()
 
 

@@ -147,7 +147,7 @@ def test_slices_for_a_2d_network(make, slice_axis, flat, orientation):
 def test_whole_scans_are_the_validation_cases_as_prepared(make):
     data = make()
     data.setup("validate")
-    for loader in (data.whole_scans(), data.test_dataloader(), data.val_dataloader()):
+    for loader in (data.whole_scans(), data.val_dataloader()):
         batches = list(loader)
         assert len(batches) == len(data.validation) == 2
         for batch, case in zip(batches, data.validation, strict=True):
