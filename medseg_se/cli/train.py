@@ -26,12 +26,10 @@ from medseg_se.cli.messages import CONFIG_FLAGS, explain
 from medseg_se.cli.recipes import recipe_names, recipe_path
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import MedsegError, UsageError
-from medseg_se.hardware import best_device, has_bfloat16, keep_freed_memory
+from medseg_se.hardware import keep_freed_memory
 from medseg_se.inference.model import read_checkpoint
 from medseg_se.tasks import SegmentationTask
 from medseg_se.tasks.callbacks import TrainingProgress, trainer_defaults
-
-log = logging.getLogger(__name__)
 
 
 class Parser(LightningArgumentParser):
@@ -74,7 +72,7 @@ class TrainingCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Guard earlier runs, and compute in bfloat16 where the hardware does."""
+        """Guard earlier runs, and find the checkpoint that is meant."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         trainer = config.trainer
         if trainer.default_root_dir is None:
@@ -93,8 +91,6 @@ class TrainingCLI(LightningCLI):
             config.ckpt_path = resume
         if self.subcommand != "fit":
             config.verbose = False  # `print_dice` shows the result
-        if trainer.precision is None and trainer.accelerator == "cpu":
-            trainer.precision = "bf16-mixed" if has_bfloat16(best_device("cpu")) else "32-true"
 
     def _guard_run(self, resume: str | None) -> None:
         """Refuse to overwrite an earlier run, and to continue one that is not there."""
@@ -123,7 +119,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the checkpoint, progress and logging habits that a config does not set itself."""
         config = self._get(self.config_init, "trainer")
-        defaults = trainer_defaults(config["default_root_dir"])
+        defaults = trainer_defaults(config["default_root_dir"], "cpu" if config["accelerator"] == "cpu" else "auto")
         shows = config.get("enable_progress_bar") is not False
         keeps = config.get("enable_checkpointing") is not False and not config.get("fast_dev_run")
         chosen = {

@@ -17,10 +17,10 @@ from medseg_se.files import atomic_write
 from medseg_se.hardware import best_device, has_bfloat16
 
 
-def trainer_defaults(folder: Path | str) -> dict[str, Any]:
+def trainer_defaults(folder: Path | str, device: str = "auto") -> dict[str, Any]:
     """Return what every run gets, as arguments for `pytorch_lightning.Trainer`.
 
-    Checkpoints in `folder/checkpoints`, curves in `folder/logs`, the progress bar, and bfloat16 where the hardware has it.
+    Checkpoints in `folder/checkpoints`, curves in `folder/logs`, the progress bar, and bfloat16 where `device` has it.
     """
     root = Path(folder)
     checkpoints = root / "checkpoints"
@@ -31,7 +31,7 @@ def trainer_defaults(folder: Path | str) -> dict[str, Any]:
         "logger": CSVLogger(str(root), name="logs"),
         "log_every_n_steps": 1,  # short epochs are logged too
         "enable_model_summary": False,
-        "precision": "bf16-mixed" if has_bfloat16(best_device()) else "32-true",
+        "precision": "bf16-mixed" if has_bfloat16(best_device(device)) else "32-true",
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any, Literal, cast
 
@@ -22,8 +21,6 @@ from medseg_se.networks import build_network
 from medseg_se.structures import IGNORE
 from medseg_se.tasks.schedules import Schedule, learning_rate_factor
 from medseg_se.version import CHECKPOINT_FORMAT, __version__
-
-log = logging.getLogger(__name__)
 
 
 class SegmentationTask(pl.LightningModule):
