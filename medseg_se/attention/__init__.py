@@ -14,6 +14,7 @@ from torch import nn
 from medseg_se.attention.checks import check_options
 from medseg_se.attention.cse import ChannelSE
 from medseg_se.attention.scse import ChannelSpatialSE
+from medseg_se.attention.simam import SimAM
 from medseg_se.attention.sse import SpatialSE
 from medseg_se.errors import UsageError, unknown_name
 
@@ -21,9 +22,10 @@ ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "cse": ChannelSE,
     "sse": SpatialSE,
     "scse": ChannelSpatialSE,
+    "simam": SimAM,
 }
 
-__all__ = ["ATTENTION", "ChannelSE", "ChannelSpatialSE", "SpatialSE", "build_attention"]
+__all__ = ["ATTENTION", "ChannelSE", "ChannelSpatialSE", "SimAM", "SpatialSE", "build_attention"]
 
 
 def build_attention(name: str, channels: int, spatial_dims: int, **options: Any) -> nn.Module:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from medseg_se.attention.checks import check_arguments, check_map
+from medseg_se.attention.checks import check_arguments
 from medseg_se.attention.precision import in_float32
+from medseg_se.attention.recalibration import Recalibration
 
 
-class ChannelSE(nn.Module):
+class ChannelSE(Recalibration):
     """Scale each channel by a gate computed from all channel means: ``x · σ(W₂ relu(W₁ mean(x)))``.
 
     Args:
@@ -23,6 +24,8 @@ class ChannelSE(nn.Module):
         bias: Whether both linear layers have biases.
     """
 
+    label = "cSE"
+
     def __init__(self, channels: int, spatial_dims: int, reduction: int = 2, bias: bool = True) -> None:
         super().__init__()
         check_arguments(channels, spatial_dims, reduction)
@@ -31,13 +34,16 @@ class ChannelSE(nn.Module):
         self.squeeze = nn.Linear(channels, hidden, bias=bias)
         self.excite = nn.Linear(hidden, channels, bias=bias)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """Return the gate (N, C, 1, 1[, 1]) in (0, 1), computed in float32 (float64 stays)."""
-        means = x.mean(dim=tuple(range(2, x.ndim)), dtype=torch.promote_types(x.dtype, torch.float32))
-        gate = torch.sigmoid(in_float32(self.excite, torch.relu(in_float32(self.squeeze, means))))
-        return gate.reshape(*gate.shape, *[1] * self.spatial_dims)
+    def gates(self, *statistics: Tensor) -> tuple[Tensor, ...]:
+        """Return the gate (N, C, 1, 1[, 1]) in (0, 1) for the channel means."""
+        (means,) = statistics
+        hidden = torch.relu(in_float32(self.squeeze, means.flatten(1)))
+        return (torch.sigmoid(in_float32(self.excite, hidden)).reshape(means.shape),)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Recalibrate ``x`` (N, C, *spatial)."""
-        check_map(x, self.channels, self.spatial_dims, "cSE")
-        return x * self.gate(x).to(x.dtype)
+    def apply_gates(self, a: Tensor, *gates: Tensor) -> Tensor:
+        """Scale the channels."""
+        return a * gates[0]
+
+    def views(self, a: Tensor, *gates: Tensor) -> dict[str, Tensor]:
+        """Return the channel gate."""
+        return {"channel": gates[0]}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medseg_se.attention import ATTENTION, build_attention
 from medseg_se.dims import ActivationName, NormName, Size, activation, conv, dropout, norm, per_axis
 from medseg_se.errors import UsageError, unknown_name
+from medseg_se.networks.recompute import recomputed
 
 PLACES = ("encoder", "bottleneck", "decoder", "skip", "residual")
 
@@ -67,6 +70,10 @@ def he_initialised(layer: nn.Module) -> nn.Module:
     return layer
 
 
+_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
+"""Normalisations that give the same values when they run again."""
+
+
 class ConvUnit(nn.Sequential):
     """Convolution, normalisation, dropout, activation: (N, C, *spatial) to (N, out, *spatial / stride)."""
 
@@ -87,6 +94,23 @@ class ConvUnit(nn.Sequential):
         self.norm = norm(norm_name, spatial_dims, out_channels)
         self.dropout = dropout(spatial_dims, dropout_rate)
         self.act = activation(act) if act else nn.Identity()
+
+    def with_attention(self, x: Tensor, attention: nn.Module) -> Tensor:
+        """Run the unit and the block after it; training keeps no map more for the block, see `recomputed`."""
+        x = self.conv(x)
+        can_run_again = isinstance(self.norm, _NORMS) and isinstance(self.dropout, nn.Identity)
+        if isinstance(attention, nn.Identity) or not can_run_again:
+            return attention(self._finish(x))  # type: ignore[no-any-return]
+        return recomputed(self._finish, attention, x, again=partial(self._finish_again, training=self.norm.training))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        return self.act(self.dropout(self.norm(x)))  # type: ignore[no-any-return]
+
+    def _finish_again(self, x: Tensor, training: bool) -> Tensor:
+        norm = self.norm
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d) and training:  # and its running statistics stay as they are
+            return self.act(F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps))  # type: ignore[no-any-return]
+        return self.act(norm(x))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -128,8 +152,10 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, *spatial) to (N, out_channels, *spatial / stride)."""
-        x = self.units(x)
-        return self.attention(x)  # type: ignore[no-any-return]
+        *units, last = self.units
+        for unit in units:
+            x = unit(x)
+        return last.with_attention(x, self.attention)  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):

@@ -1,0 +1,63 @@
+"""What nearly all blocks are: statistics of a map, gates computed from them, and the map changed voxel by voxel."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from medseg_se.attention.checks import check_map
+from medseg_se.attention.statistics import Averages
+from medseg_se.attention.tiles import Statistic, compute_type, full_precision, modulate, summarise
+
+
+class Recalibration(nn.Module):
+    """A block in three steps: squeeze (`statistic`), excite (`gates`) and scale (`apply_gates`).
+
+    The base runs them so that training keeps nothing of the map's size besides the input; see `tiles`. All three compute in
+    float32 (float64 for such maps).
+
+    Attributes:
+        label: How the block is called in the literature.
+        channels: Channels of the map.
+        spatial_dims: 2 or 3.
+    """
+
+    label: ClassVar[str]
+    channels: int
+    spatial_dims: int
+
+    def statistic(self) -> Statistic | None:
+        """What is asked about the map: by default the mean of every channel."""
+        return Averages((1,) * self.spatial_dims)
+
+    def gates(self, *statistics: Tensor) -> tuple[Tensor, ...]:
+        """Compute from the statistics, and from parameters, what `apply_gates` takes beside the map."""
+        raise NotImplementedError
+
+    def apply_gates(self, a: Tensor, *gates: Tensor) -> Tensor:
+        """Return the map changed: voxel by voxel, so that it can be given in tiles."""
+        raise NotImplementedError
+
+    def views(self, a: Tensor, *gates: Tensor) -> dict[str, Tensor]:
+        """Return the gates as a reader would look at them, each (N, C or 1, *spatial or 1)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Recalibrate ``x`` (N, C, *spatial)."""
+        x, gates = self._gated(x)
+        return modulate(self.apply_gates, x, *gates)
+
+    def look(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gates that `forward` uses on ``x``, as `views` names them."""
+        x, gates = self._gated(x)
+        with full_precision(x):
+            return self.views(x.to(compute_type(x)), *gates)
+
+    def _gated(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        check_map(x, self.channels, self.spatial_dims, self.label)
+        statistic, statistics = self.statistic(), tuple[Tensor, ...]()
+        if statistic is not None:
+            x, *statistics = summarise(statistic, x)
+        with full_precision(x):
+            return x, self.gates(*statistics)

@@ -1,0 +1,140 @@
+"""What a block can ask about a map: averages over a grid of regions, or the mean and variance of every channel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medseg_se.attention.tiles import Tile, compute_type
+
+KEEP = 0
+"""In a grid: every position along this axis is kept."""
+
+
+class Averages:
+    """Averages over one or more grids of regions.
+
+    Args:
+        grids: Each has a number per spatial axis: 1 for the average over the whole axis, g for g regions as adaptive pooling
+            cuts them (region i reaches from ⌊i·size/g⌋ to ⌈(i + 1)·size/g⌉), `KEEP` for no average at all.
+    """
+
+    def __init__(self, *grids: Sequence[int]) -> None:
+        self.grids = [tuple(grid) for grid in grids]
+
+    def whole(self, a: Tensor) -> tuple[Tensor, ...]:
+        """Compute the averages (N, C, *grid) of a whole map."""
+        tile = (slice(None),) * a.ndim
+        return tuple(_average(a, tile, a.shape, grid) for grid in self.grids)
+
+    def collect(self, x: Tensor, pieces: Iterator[tuple[Tile, Tensor]]) -> tuple[Tensor, ...]:
+        """Add up the shares of the tiles."""
+        results = [
+            x.new_zeros([*x.shape[:2], *(g or size for g, size in zip(grid, x.shape[2:], strict=True))], dtype=compute_type(x))
+            for grid in self.grids
+        ]
+        for tile, a in pieces:
+            for grid, result in zip(self.grids, results, strict=True):
+                result[_region(tile, grid)] += _average(a, tile, x.shape, grid)
+        return tuple(results)
+
+    def gradient(self, a: Tensor, tile: Tile, shape: torch.Size, results: Any, grads: tuple[Tensor, ...]) -> Tensor:
+        """Spread the gradient of every average over the positions that it is made of."""
+        shares = [_spread(grad[_region(tile, grid)], tile, shape, grid) for grid, grad in zip(self.grids, grads, strict=True)]
+        total = shares[0]
+        for share in shares[1:]:
+            total = total + share
+        return total
+
+
+class Moments:
+    """Mean and variance of every channel of every sample, as (N, C, 1, 1[, 1]).
+
+    Args:
+        unbiased: Divide the squares by n − 1 rather than n, or by 1 where n is 1.
+
+    Tiles are joined after Chan et al., 1983, https://doi.org/10.1080/00031305.1983.10483115, so that a large mean costs the
+    variance no digits.
+    """
+
+    def __init__(self, unbiased: bool = False) -> None:
+        self.unbiased = unbiased
+
+    def _freedom(self, shape: torch.Size) -> int:
+        numel = math.prod(shape[2:])
+        return max(1, numel - 1) if self.unbiased else numel
+
+    def whole(self, a: Tensor) -> tuple[Tensor, ...]:
+        """Compute both of a whole map."""
+        axes = tuple(range(2, a.ndim))
+        mean = a.mean(axes, keepdim=True)
+        return mean, (a - mean).square().sum(axes, keepdim=True) / self._freedom(a.shape)
+
+    def collect(self, x: Tensor, pieces: Iterator[tuple[Tile, Tensor]]) -> tuple[Tensor, ...]:
+        """Join the moments of the tiles."""
+        axes, ones = tuple(range(2, x.ndim)), (1,) * (x.ndim - 2)
+        mean = x.new_zeros((*x.shape[:2], *ones), dtype=compute_type(x))
+        spread = torch.zeros_like(mean)
+        seen = [0] * x.shape[0]
+        for tile, a in pieces:
+            samples = tile[0]
+            before, new = seen[samples.start], math.prod(a.shape[2:])
+            tile_mean = a.mean(axes, keepdim=True)
+            step = tile_mean - mean[samples]
+            share = new / (before + new)
+            mean[samples] += step * share
+            spread[samples] += (a - tile_mean).square_().sum(axes, keepdim=True) + step.square() * (before * share)
+            seen[samples.start] = before + new
+        return mean, spread / self._freedom(x.shape)
+
+    def gradient(self, a: Tensor, tile: Tile, shape: torch.Size, results: tuple[Tensor, ...], grads: Any) -> Tensor:
+        """∂mean/∂a = 1/n and ∂variance/∂a = 2(a − mean)/n, or /(n − 1)."""
+        samples = tile[0]
+        slope = grads[1][samples] * (2 / self._freedom(shape))
+        return a * slope + (grads[0][samples] / math.prod(shape[2:]) - results[0][samples] * slope)
+
+
+def _region(tile: Tile, grid: Sequence[int]) -> Tile:
+    """Return where a tile's share lies in the averages over `grid`."""
+    return (*tile[:2], *(cut if g == KEEP else slice(None) for g, cut in zip(grid, tile[2:], strict=True)))
+
+
+def _average(a: Tensor, tile: Tile, shape: torch.Size, grid: Sequence[int]) -> Tensor:
+    """Return the share of a tile of a map of `shape` in the averages over `grid`."""
+    whole = [axis for axis, g in enumerate(grid, start=2) if g == 1]
+    if whole:
+        a = a.sum(whole, keepdim=True) / math.prod(shape[axis] for axis in whole)
+    for axis, g in enumerate(grid, start=2):
+        if g > 1:
+            a = _along(axis, _regions(shape[axis], g, a)[:, tile[axis]], a)
+    return a
+
+
+def _spread(grad: Tensor, tile: Tile, shape: torch.Size, grid: Sequence[int]) -> Tensor:
+    """Return the gradient of `_average` with respect to its tile, of length 1 along the axes that are averaged whole."""
+    grad = grad / math.prod(shape[axis] for axis, g in enumerate(grid, start=2) if g == 1)
+    for axis, g in enumerate(grid, start=2):
+        if g > 1:
+            grad = _along(axis, _regions(shape[axis], g, grad)[:, tile[axis]].T, grad)
+    return grad
+
+
+def _along(axis: int, matrix: Tensor, a: Tensor) -> Tensor:
+    """Multiply `matrix` (new, old) to the vectors along `axis`."""
+    if axis == a.ndim - 1:
+        return a @ matrix.T
+    product: Tensor = matrix @ a.flatten(axis + 1)
+    return product.unflatten(axis + 1, a.shape[axis + 1 :])
+
+
+def _regions(size: int, g: int, like: Tensor) -> Tensor:
+    """Return the weights (g, size) of adaptive average pooling."""
+    place = torch.arange(size, device=like.device)
+    region = torch.arange(g, device=like.device)[:, None]
+    first, end = region * size // g, -((-(region + 1) * size) // g)
+    inside = (place >= first) & (place < end)
+    return inside.to(like.dtype) / (end - first)

@@ -1,0 +1,164 @@
+"""Maps are worked on in tiles that stay in the cache, and the backward pass computes anew what it needs from the input.
+
+Written out with tensor operations, a gate reads and writes the whole map for every sign in its formula, and autograd keeps
+most of those maps for the backward pass. Here a formula runs from its first to its last sign on one tile before the next tile
+is touched, in float32 (float64 stays) whatever the type of the map, and only the input is kept: `summarise` computes
+statistics, `modulate` computes a new map. Both can be differentiated twice. While a graph is recorded (torch.compile, export,
+tracing), the same formula runs on the whole map, and the compiler does the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Formula = Callable[..., Tensor]
+"""Maps (n, C, *tile) and further tensors, cut to the tile where they have its axes, to (n, C, *tile); voxel by voxel."""
+
+Tile = tuple[slice, ...]
+
+_TILE_SIZE = {"cpu": 2**19, "other": 2**24}
+"""Numbers in a tile: on a CPU a few of them fit the cache, elsewhere only the memory that they take matters."""
+
+
+class Statistic(Protocol):
+    """What `summarise` needs to know of a statistic, such as `Averages` or `Moments`."""
+
+    def whole(self, a: Tensor) -> tuple[Tensor, ...]:
+        """Compute the results from a whole map, with operations that autograd knows."""
+
+    def collect(self, x: Tensor, pieces: Iterator[tuple[Tile, Tensor]]) -> tuple[Tensor, ...]:
+        """Compute the results from the tiles of a map shaped like `x`."""
+
+    def gradient(self, a: Tensor, tile: Tile, shape: torch.Size, results: tuple[Tensor, ...], grads: Any) -> Tensor:
+        """Return the gradient of the results with respect to the tile ``a``, broadcastable to it."""
+
+
+def modulate(formula: Formula, x: Tensor, *gates: Tensor) -> Tensor:
+    """Return ``formula(x, *gates)``, of the shape and type of ``x``.
+
+    Args:
+        formula: Works voxel by voxel; it may mix channels.
+        x: A map (N, C, *spatial).
+        gates: Those with as many axes as ``x`` have its length or 1 along each and are cut to tiles; others are passed whole.
+    """
+    gates = tuple(gate.to(compute_type(x)) for gate in gates)
+    with full_precision(x):
+        if is_recorded(x):
+            return formula(x.to(compute_type(x)), *gates).to(x.dtype)
+        return _Modulate.apply(formula, x, *gates)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def summarise(statistic: Statistic, x: Tensor) -> tuple[Tensor, ...]:
+    """Return ``x`` itself, to be handed on to `modulate`, and its statistics.
+
+    Only the returned map may be used further, and only in `modulate`: the gradients of both are added up in place.
+    """
+    with full_precision(x):
+        if is_recorded(x):
+            return x, *statistic.whole(x.to(compute_type(x)))
+        return _Summarise.apply(statistic, x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def compute_type(x: Tensor) -> torch.dtype:
+    """Return float32, or float64 for such maps."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Leave autocast; meta tensors know none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Tell whether operations are being recorded, transformed or only counted rather than run."""
+    transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta or transformed()
+
+
+def tiles(x: Tensor) -> Iterator[Tile]:
+    """Cut (N, C, *spatial) into index tuples: several samples, or some rows of an axis where one sample is too large."""
+    limit = _TILE_SIZE.get(x.device.type, _TILE_SIZE["other"])
+    axes = (0, *range(2, x.ndim))
+    depth = row = 0
+    for depth in range(len(axes)):
+        row = x.shape[1] * math.prod(x.shape[axis] for axis in axes[depth + 1 :])
+        if row <= limit:
+            break
+    step = max(1, round(limit / max(1, row)))
+    single = [[slice(at, at + 1) for at in range(x.shape[axis])] for axis in axes[:depth]]
+    size = x.shape[axes[depth]]
+    rows = [slice(at, min(at + step, size)) for at in range(0, size, step)]
+    rest = [[slice(None)]] * (len(axes) - depth - 1)
+    for samples, *spatial in itertools.product(*single, rows, *rest):
+        yield (samples, slice(None), *spatial)
+
+
+def part(tensor: Tensor, tile: Tile) -> Tensor:
+    """Cut `tensor` to the tile along the axes that it has with more than one entry; other tensors are returned whole."""
+    if tensor.ndim != len(tile):
+        return tensor
+    return tensor[tuple(slice(None) if size == 1 else cut for size, cut in zip(tensor.shape, tile, strict=True))]
+
+
+class _Modulate(torch.autograd.Function):
+    """`modulate` tile by tile."""
+
+    @staticmethod
+    def forward(ctx: Any, formula: Formula, x: Tensor, *gates: Tensor) -> Tensor:
+        ctx.formula = formula
+        ctx.save_for_backward(x, *gates)
+        y = torch.empty_like(x)
+        for tile in tiles(x):
+            y[tile] = formula(x[tile].to(compute_type(x)), *(part(gate, tile) for gate in gates))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        inputs = ctx.saved_tensors
+        x = inputs[0]
+        with full_precision(x):
+            if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
+                y = ctx.formula(x.to(compute_type(x)), *inputs[1:])
+                return None, *_gradients(y, inputs, dy.to(y.dtype), again=True)
+            dx, gate_grads = torch.empty_like(x), [torch.zeros_like(gate) for gate in inputs[1:]]
+            for tile in tiles(x):
+                leaves = [x[tile].detach().to(compute_type(x)), *(part(gate, tile).detach() for gate in inputs[1:])]
+                with torch.enable_grad():
+                    y = ctx.formula(*(leaf.requires_grad_() for leaf in leaves))
+                dx[tile], *tile_grads = _gradients(y, leaves, dy[tile].to(y.dtype))
+                for total, grad in zip(gate_grads, tile_grads, strict=True):
+                    part(total, tile).add_(grad)
+        return None, dx, *gate_grads
+
+
+class _Summarise(torch.autograd.Function):
+    """`summarise` tile by tile."""
+
+    @staticmethod
+    def forward(ctx: Any, statistic: Statistic, x: Tensor) -> tuple[Tensor, ...]:
+        results = statistic.collect(x, ((tile, x[tile].to(compute_type(x))) for tile in tiles(x)))
+        ctx.statistic, ctx.results = statistic, [result.detach() for result in results]
+        ctx.save_for_backward(x)
+        return x, *results
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        with full_precision(x):
+            if torch.is_grad_enabled():
+                results = ctx.statistic.whole(x.to(compute_type(x)))
+                return None, dx + _gradients(results, [x], grads, again=True)[0]
+            for tile in tiles(x):
+                dx[tile].add_(ctx.statistic.gradient(x[tile], tile, x.shape, ctx.results, grads))
+        return None, dx
+
+
+def _gradients(outputs: Any, inputs: Any, grads: Any, again: bool = False) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(outputs, inputs, grads, create_graph=again, materialize_grads=True)

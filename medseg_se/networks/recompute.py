@@ -1,0 +1,92 @@
+"""Maps that the backward pass computes anew instead of keeping them: cheap to compute, large to keep.
+
+A block after normalisation and activation needs its input again for its gradient, and the next convolution needs the block's
+output: one more map to keep per block. But the normalisation keeps its own input anyway, and from that the block's input is
+two light steps away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from medseg_se.attention.tiles import is_recorded
+
+
+def recomputed(
+    first: Callable[..., Tensor], then: Callable[[Tensor], Tensor], *inputs: Tensor, again: Callable[..., Tensor]
+) -> Tensor:
+    """Return ``then(first(*inputs))`` without keeping the map in between for the backward pass.
+
+    Args:
+        first: The cheap part; it must leave its inputs as they are.
+        then: The rest.
+        inputs: What `first` works on, and keeps for its own gradient in any case.
+        again: Returns the same values as `first`, without its lasting effects such as new running statistics.
+    """
+    if not torch.is_grad_enabled() or is_recorded(inputs[0]):
+        return then(first(*inputs))
+    middle = _Middle(again, inputs)
+    with saved_tensors_hooks(middle.pack, middle.unpack):
+        x = first(*inputs)
+        middle.forget(x)
+        return then(x)
+
+
+class _Middle:
+    """The map in between: how to compute it, and its value from its first use in the backward pass to the last.
+
+    Every operation that would keep the map keeps this object instead, so that the value goes with the last of them.
+    """
+
+    def __init__(self, again: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+        self.again, self.inputs = again, tuple(x.detach() for x in inputs)
+        kind = inputs[0].device.type
+        self.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        self.value: Tensor | None = None
+        self.where: tuple[Any, ...] | None = None
+        self.early: list[_Saved] = []
+
+    def pack(self, tensor: Tensor) -> Any:
+        """Return what is kept for `tensor`."""
+        if self.where is not None:
+            return self if self.where == _where(tensor) else tensor
+        self.early.append(_Saved(tensor))
+        return self.early[-1]
+
+    def forget(self, x: Tensor) -> None:
+        """From here on ``x`` is the map in between; let go where it was kept already."""
+        self.where = _where(x)
+        for saved in self.early:
+            if isinstance(saved.content, Tensor) and _where(saved.content) == self.where:
+                saved.content = self
+        self.early.clear()
+
+    def unpack(self, kept: Any) -> Tensor:
+        """Return the tensor for which `kept` was kept."""
+        if isinstance(kept, _Saved):
+            kept = kept.content
+        if isinstance(kept, Tensor):
+            return kept
+        if self.value is None:
+            kind, dtype, enabled = self.autocast
+            with torch.no_grad(), torch.autocast(kind, dtype, enabled=enabled):
+                self.value = self.again(*self.inputs)
+        return self.value
+
+
+class _Saved:
+    """What is kept for one operation, still to be settled."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: Tensor | _Middle) -> None:
+        self.content = content
+
+
+def _where(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
