@@ -1,45 +1,177 @@
 """Attention blocks: each takes a feature map (N, C, *spatial) and returns one of the same shape and type, recalibrated.
 
 `ATTENTION` maps a name to its class; plug in your own with ``ATTENTION["mine"] = Mine``. A class is called with
-``(channels, spatial_dims, **options)``.
+``(channels, spatial_dims, **options)``. `FeatureWeighting`, for features without space, stands beside the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from medseg_se.attention.adaptive import AdaptiveAttention, Unchanged
+from medseg_se.attention.bam import BAM
+from medseg_se.attention.cbam import CBAM
 from medseg_se.attention.checks import check_options
+from medseg_se.attention.coordinate import CoordinateAttention
 from medseg_se.attention.cse import ChannelSE
+from medseg_se.attention.denis import DenisSE, DenisSERE
+from medseg_se.attention.eca import EfficientChannelAttention
+from medseg_se.attention.fca import FrequencyAttention, FrequencySearch
+from medseg_se.attention.feature_weighting import FeatureWeighting
+from medseg_se.attention.hybrid import Hybrid, parse
+from medseg_se.attention.project_excite import ProjectExcite
+from medseg_se.attention.recalibration import Recalibration
 from medseg_se.attention.scse import ChannelSpatialSE
+from medseg_se.attention.se import SqueezeExcitation
+from medseg_se.attention.self_attention import GatedSelfAttention, WindowAttention
 from medseg_se.attention.simam import SimAM
+from medseg_se.attention.spatial_pooling import GridSE, PyramidSE
 from medseg_se.attention.sse import SpatialSE
 from medseg_se.errors import UsageError, unknown_name
+
+__all__ = [
+    "ATTENTION",
+    "BAM",
+    "CBAM",
+    "AdaptiveAttention",
+    "ChannelSE",
+    "ChannelSpatialSE",
+    "CoordinateAttention",
+    "DenisSE",
+    "DenisSERE",
+    "EfficientChannelAttention",
+    "FeatureWeighting",
+    "FrequencyAttention",
+    "FrequencySearch",
+    "GatedSelfAttention",
+    "GridSE",
+    "ProjectExcite",
+    "PyramidSE",
+    "Recalibration",
+    "SimAM",
+    "SpatialSE",
+    "SqueezeExcitation",
+    "WindowAttention",
+    "attention_names",
+    "build_attention",
+    "discretise",
+]
+
+
+def _adaptive(
+    channels: int, spatial_dims: int, blocks: Sequence[str] = ("none", "cse", "eca", "coordinate", "simam"), **options: Any
+) -> AdaptiveAttention:
+    """Build the block that learns which of several `blocks` to use; "none" is one of them.
+
+    Args:
+        channels: Channels of the map.
+        spatial_dims: 2 or 3.
+        blocks: Names of blocks that work in one pass; `max` and `add` hybrids too, but none with `+`.
+        options: For each block by its name, such as ``eca={"kernel_size": 5}``.
+    """
+    if isinstance(blocks, str) or not all(isinstance(name, str) for name in blocks):
+        raise UsageError(f"Expected `blocks` to be a list of names, but got {blocks!r}.")
+    known = {name for block in blocks for name in attention_names(block)}
+    for option in options:
+        if option not in known:
+            raise unknown_name("option of attention 'adaptive'", option, ["blocks", *known])
+    built: dict[str, Recalibration] = {}
+    for name in blocks:
+        own = {block: options[block] for block in attention_names(name) if block in options}
+        block = Unchanged(channels, spatial_dims) if name == "none" else build_attention(name, channels, spatial_dims, **own)
+        if not isinstance(block, Recalibration):
+            raise UsageError(f"Expected `blocks` to be blocks that recalibrate a map in one pass, but got {name!r}.")
+        built[name] = block
+    return AdaptiveAttention(built)
+
 
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "cse": ChannelSE,
     "sse": SpatialSE,
     "scse": ChannelSpatialSE,
+    "se": SqueezeExcitation,
+    "project_excite": ProjectExcite,
+    "eca": EfficientChannelAttention,
+    "fca": FrequencyAttention,
+    "fca_search": FrequencySearch,
+    "coordinate": CoordinateAttention,
     "simam": SimAM,
+    "spse": PyramidSE,
+    "rgse": GridSE,
+    "cbam": CBAM,
+    "bam": BAM,
+    "denis_se": DenisSE,
+    "denis_sere": DenisSERE,
+    "adaptive": _adaptive,
+    "gated_attention": GatedSelfAttention,
+    "window_attention": WindowAttention,
 }
-
-__all__ = ["ATTENTION", "ChannelSE", "ChannelSpatialSE", "SimAM", "SpatialSE", "build_attention"]
 
 
 def build_attention(name: str, channels: int, spatial_dims: int, **options: Any) -> nn.Module:
     """Build the block called `name` for maps of `channels` channels; "none" is Identity.
 
+    ``eca+coordinate`` runs blocks in order, ``max(eca,coordinate)`` and ``add(eca,coordinate)`` side by side.
+
+    Args:
+        name: A block of `ATTENTION`, or several joined.
+        channels: Channels of the map.
+        spatial_dims: 2 or 3.
+        options: Of the block; or of each block of several by its name, such as ``eca={"kernel_size": 5}``.
+
     Raises:
         UsageError: Unknown name, an option that the block does not have, or a value it refuses.
     """
+    found = parse(name)
+    if isinstance(found, Hybrid):
+        known = attention_names(name)
+        for option in options:
+            if option not in known:
+                raise UsageError(
+                    f"Expected options of attention {name!r} under the names of its blocks ({', '.join(known)}), "
+                    f"such as {known[0]}={{...}}, but got {option!r}."
+                )
+        return found.build(lambda block: _build_one(block, channels, spatial_dims, options))
+    return _build_one(found, channels, spatial_dims, options)
+
+
+def _build_one(name: str, channels: int, spatial_dims: int, options: Mapping[str, Any]) -> nn.Module:
+    """Build one block; options under its own name are for it, those under the name of another block are not."""
+    attention_names(name)
+    own = {key: value for key, value in options.items() if not _is_block(key, value) or name == "adaptive"}
+    own.update(options.get(name, {}))
     if name == "none":
-        if options:
-            raise UsageError(f"Attention 'none' takes no options, but got {', '.join(options)}.")
+        if own:
+            raise UsageError(f"Attention 'none' takes no options, but got {', '.join(own)}.")
         return nn.Identity()
-    if name not in ATTENTION:
-        raise unknown_name("attention", name, [*ATTENTION, "none"])
-    block = ATTENTION[name]
-    check_options(f"attention {name!r}", block, ("channels", "spatial_dims"), options)
-    return block(channels, spatial_dims, **options)
+    check_options(f"attention {name!r}", ATTENTION[name], ("channels", "spatial_dims"), own)
+    return ATTENTION[name](channels, spatial_dims, **own)
+
+
+def _is_block(key: str, value: Any) -> bool:
+    return key in ATTENTION and isinstance(value, Mapping)
+
+
+def attention_names(name: str) -> list[str]:
+    """Return the names of the blocks in `name`, in order.
+
+    Raises:
+        UsageError: Unknown block, or a name that cannot be read.
+    """
+    found = parse(name)
+    names = found.names() if isinstance(found, Hybrid) else [found]
+    for block in names:
+        if block not in (*ATTENTION, "none"):
+            raise unknown_name("attention", block, [*ATTENTION, "none"])
+    return names
+
+
+def discretise(network: nn.Module) -> dict[str, str]:
+    """Make every learnt choice in a network final, in place: adaptive blocks and searched frequencies.
+
+    Returns what was chosen by the path of the block. Parameters go, so do this before an optimiser is made.
+    """
+    return {path: str(block.discretise()) for path, block in network.named_modules() if hasattr(block, "discretise")}

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from medseg_se.attention.checks import check_arguments
 from medseg_se.attention.precision import in_float32
-from medseg_se.attention.recalibration import Recalibration
+from medseg_se.attention.recalibration import ChannelGate
 
 
-class ChannelSE(Recalibration):
+class ChannelSE(ChannelGate):
     """Scale each channel by a gate computed from all channel means: ``x · σ(W₂ relu(W₁ mean(x)))``.
 
     Args:
@@ -36,14 +36,9 @@ class ChannelSE(Recalibration):
 
     def gates(self, *statistics: Tensor) -> tuple[Tensor, ...]:
         """Return the gate (N, C, 1, 1[, 1]) in (0, 1) for the channel means."""
-        (means,) = statistics
-        hidden = torch.relu(in_float32(self.squeeze, means.flatten(1)))
-        return (torch.sigmoid(in_float32(self.excite, hidden)).reshape(means.shape),)
+        return (torch.sigmoid(self.logit(statistics[0])),)
 
-    def apply_gates(self, a: Tensor, *gates: Tensor) -> Tensor:
-        """Scale the channels."""
-        return a * gates[0]
-
-    def views(self, a: Tensor, *gates: Tensor) -> dict[str, Tensor]:
-        """Return the channel gate."""
-        return {"channel": gates[0]}
+    def logit(self, squeezed: Tensor) -> Tensor:
+        """Return ``W₂ relu(W₁ squeezed)``, of the shape (N, C, 1, 1[, 1]) of what it gets."""
+        hidden = torch.relu(in_float32(self.squeeze, squeezed.flatten(1)))
+        return in_float32(self.excite, hidden).reshape(squeezed.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from medseg_se.attention.checks import check_map
@@ -35,9 +36,13 @@ class Recalibration(nn.Module):
         """Compute from the statistics, and from parameters, what `apply_gates` takes beside the map."""
         raise NotImplementedError
 
-    def apply_gates(self, a: Tensor, *gates: Tensor) -> Tensor:
-        """Return the map changed: voxel by voxel, so that it can be given in tiles."""
+    def apply_gates(self, a: Tensor, *gates: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the map changed, in `out` if given: voxel by voxel, so that the map can come in tiles."""
         raise NotImplementedError
+
+    def derivative(self, dy: Tensor, a: Tensor, *gates: Tensor) -> tuple[Tensor, ...] | None:
+        """Return the gradients of the map and of the gates, given that of the result; None leaves it to autograd."""
+        return None
 
     def views(self, a: Tensor, *gates: Tensor) -> dict[str, Tensor]:
         """Return the gates as a reader would look at them, each (N, C or 1, *spatial or 1)."""
@@ -45,19 +50,39 @@ class Recalibration(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Recalibrate ``x`` (N, C, *spatial)."""
-        x, gates = self._gated(x)
-        return modulate(self.apply_gates, x, *gates)
+        x, gates = self.gated(x)
+        return modulate(self.apply_gates, x, *gates, derivative=self.derivative)
 
     def look(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the gates that `forward` uses on ``x``, as `views` names them."""
-        x, gates = self._gated(x)
+        """Return the gates that `forward` uses on ``x``, as `views` names them, in evaluation."""
+        training = self.training
+        x, gates = self.eval().gated(x)  # leaves running statistics alone
+        self.train(training)
         with full_precision(x):
             return self.views(x.to(compute_type(x)), *gates)
 
-    def _gated(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def gated(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return ``x``, to be used from here on, and the gates for it."""
         check_map(x, self.channels, self.spatial_dims, self.label)
-        statistic, statistics = self.statistic(), tuple[Tensor, ...]()
+        statistic = self.statistic()
+        statistics: list[Tensor] = []
         if statistic is not None:
             x, *statistics = summarise(statistic, x)
         with full_precision(x):
             return x, self.gates(*statistics)
+
+
+class ChannelGate(Recalibration):
+    """A block with one gate (N, C, 1, 1[, 1]) that scales the channels."""
+
+    def apply_gates(self, a: Tensor, *gates: Tensor, out: Tensor | None = None) -> Tensor:
+        """Scale the channels."""
+        return torch.mul(a, gates[0], out=out)
+
+    def derivative(self, dy: Tensor, a: Tensor, *gates: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of the map and of the gate."""
+        return dy * gates[0], (dy * a).sum(tuple(range(2, a.ndim)), keepdim=True)
+
+    def views(self, a: Tensor, *gates: Tensor) -> dict[str, Tensor]:
+        """Return the channel gate."""
+        return {"channel": gates[0]}

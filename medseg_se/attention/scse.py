@@ -7,7 +7,7 @@ https://arxiv.org/abs/1808.08127, section III-D.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch import Tensor
 from medseg_se.attention.cse import ChannelSE
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.attention.sse import SpatialSE
-from medseg_se.attention.tiles import is_recorded
 from medseg_se.dims import conv
 from medseg_se.errors import unknown_name
 
@@ -61,18 +60,37 @@ class ChannelSpatialSE(Recalibration):
             join = (weight.flatten(1), *(value.reshape(1, -1, *[1] * self.spatial_dims) for value in bias))
         return *self.channel.gates(*statistics), *self.spatial.gates(), *join
 
-    def apply_gates(self, a: Tensor, *gates: Tensor) -> Tensor:
+    def apply_gates(self, a: Tensor, *gates: Tensor, out: Tensor | None = None) -> Tensor:
         """Recalibrate twice and join the maps."""
         channel, spatial, join = self._split(a, gates)
         if self.aggregation == "max":
-            return larger(a * channel, a * spatial)
+            return torch.maximum(a * channel, a * spatial, out=out)
         if self.aggregation == "add":
-            return a * (channel + spatial)
+            return torch.mul(a, channel + spatial, out=out)
         if self.aggregation == "multiply":
-            return (a * channel) * (a * spatial)
+            return torch.mul(a * channel, a * spatial, out=out)
         weight, *bias = join
-        joined: Tensor = (weight @ torch.cat([a * channel, a * spatial], dim=1).flatten(2)).unflatten(2, a.shape[2:])
-        return joined + bias[0] if bias else joined
+        joined = (weight @ torch.cat([a * channel, a * spatial], dim=1).flatten(2)).reshape(a.shape)
+        return torch.add(joined, bias[0] if bias else 0, out=out)
+
+    def derivative(self, dy: Tensor, a: Tensor, *gates: Tensor) -> tuple[Tensor, ...] | None:
+        """Return the gradients of the map and of the gates for "max"; half goes to each branch where they are equal.
+
+        With s = sign(a·(channel − spatial)), the larger gate is ½(channel + spatial) + ½s·(channel − spatial).
+        """
+        if self.aggregation != "max":
+            return None
+        channel, spatial, _ = self._split(a, gates)
+        half = (channel - spatial).mul_(0.5)
+        first = (a * half).sign_()
+        d_a = torch.addcmul(spatial + half, first, half).mul_(dy)
+        both = dy * a
+        first.mul_(both)
+        axes = tuple(range(2, a.ndim))
+        d_channel = 0.5 * (both.sum(axes, keepdim=True) + first.sum(axes, keepdim=True))
+        d_spatial = 0.5 * (both.sum(1, keepdim=True) - first.sum(1, keepdim=True))
+        weight, d_logit, *d_projection = self.spatial.gate_gradient(d_spatial, spatial, a, *gates[1:])
+        return d_a.addcmul_(weight, d_logit), d_channel, *d_projection
 
     def views(self, a: Tensor, *gates: Tensor) -> dict[str, Tensor]:
         """Return both gates."""
@@ -83,23 +101,3 @@ class ChannelSpatialSE(Recalibration):
         """Return the channel gate, the spatial gate and what joins the maps."""
         count = 1 + len(list(self.spatial.parameters()))
         return gates[0], self.spatial.gate(a, *gates[1:count]), gates[count:]
-
-
-def larger(a: Tensor, b: Tensor) -> Tensor:
-    """Return the elementwise maximum; its gradient needs no masks, which `torch.maximum` fills slowly on CPUs."""
-    return torch.maximum(a, b) if is_recorded(a) else _Larger.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _Larger(torch.autograd.Function):
-    """The gradient goes to the larger of the two, and half to each where they are equal."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
-        return torch.maximum(a, b)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        a, b = ctx.saved_tensors
-        first = grad * ((a - b).sign() + 1) * 0.5
-        return first, grad - first

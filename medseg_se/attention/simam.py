@@ -48,11 +48,24 @@ class SimAM(Recalibration):
 
     def gate(self, a: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """Return the gate (N, C, *spatial) in (½, 1)."""
-        return torch.sigmoid(((a - mean) * scale).square() + 0.5)
+        z = (a - mean) * scale
+        return torch.addcmul(z.new_tensor(0.5), z, z).sigmoid_()
 
-    def apply_gates(self, a: Tensor, *gates: Tensor) -> Tensor:
+    def apply_gates(self, a: Tensor, *gates: Tensor, out: Tensor | None = None) -> Tensor:
         """Scale the voxels of every channel."""
-        return a * self.gate(a, *gates)
+        return torch.mul(a, self.gate(a, *gates), out=out)
+
+    def derivative(self, dy: Tensor, a: Tensor, *gates: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of the map, of μ and of 1 / √4(v + λ)."""
+        mean, scale = gates
+        z = (a - mean) * scale
+        gate = torch.addcmul(z.new_tensor(0.5), z, z).sigmoid_()
+        d_z = torch.ops.aten.sigmoid_backward(dy * a, gate).mul_(z)  # half of it: z² counts twice
+        axes = tuple(range(2, a.ndim))
+        d_scale = 2 * (d_z * z).sum(axes, keepdim=True) / scale
+        d_a = d_z.mul_(2 * scale)
+        d_mean = -d_a.sum(axes, keepdim=True)
+        return d_a.addcmul_(dy, gate), d_mean, d_scale
 
     def views(self, a: Tensor, *gates: Tensor) -> dict[str, Tensor]:
         """Return the gate of every voxel and channel."""

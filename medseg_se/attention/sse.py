@@ -36,17 +36,30 @@ class SpatialSE(Recalibration):
 
     def gates(self, *statistics: Tensor) -> tuple[Tensor, ...]:
         """Return the weights (1, C) and the bias (1) of the projection."""
-        return tuple(parameter.flatten() if parameter.ndim == 1 else parameter.flatten(1) for parameter in self.project.parameters())
+        return tuple(
+            parameter.flatten() if parameter.ndim == 1 else parameter.flatten(1) for parameter in self.project.parameters()
+        )
 
-    def gate(self, a: Tensor, *projection: Tensor) -> Tensor:
+    def gate(self, a: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
         """Return the gate (N, 1, *spatial) in (0, 1)."""
-        weight, *bias = projection
-        logit = (weight @ a.flatten(2)).unflatten(2, a.shape[2:])
+        logit = (weight @ a.flatten(2)).reshape(len(a), 1, *a.shape[2:])
         return torch.sigmoid(logit + bias[0] if bias else logit)
 
-    def apply_gates(self, a: Tensor, *gates: Tensor) -> Tensor:
+    def gate_gradient(self, d_gate: Tensor, gate: Tensor, a: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradient of the map, as two factors, and those of the projection."""
+        d_logit = d_gate * gate * (1 - gate)
+        d_weight = (a.flatten(2) @ d_logit.flatten(2).mT).sum(0).mT
+        return weight.reshape(1, -1, *[1] * self.spatial_dims), d_logit, d_weight, *(d_logit.sum().reshape(1) for _ in bias)
+
+    def apply_gates(self, a: Tensor, *gates: Tensor, out: Tensor | None = None) -> Tensor:
         """Scale the voxels."""
-        return a * self.gate(a, *gates)
+        return torch.mul(a, self.gate(a, *gates), out=out)
+
+    def derivative(self, dy: Tensor, a: Tensor, *gates: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of the map and of the projection."""
+        gate = self.gate(a, *gates)
+        weight, d_logit, *d_projection = self.gate_gradient((dy * a).sum(1, keepdim=True), gate, a, *gates)
+        return (dy * gate).addcmul_(weight, d_logit), *d_projection
 
     def views(self, a: Tensor, *gates: Tensor) -> dict[str, Tensor]:
         """Return the spatial gate."""

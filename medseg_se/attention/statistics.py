@@ -1,4 +1,4 @@
-"""What a block can ask about a map: averages over a grid of regions, or the mean and variance of every channel."""
+"""What a block can ask about a map: averages over a grid of regions; mean and variance, or the maximum, of every channel."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ class Averages:
         return total
 
 
+def profiles(spatial_dims: int) -> Averages:
+    """Return the averages over all axes but one, for each axis: (N, C, D, 1, 1), (N, C, 1, H, 1) and (N, C, 1, 1, W) in 3D."""
+    return Averages(*([KEEP if axis == kept else 1 for axis in range(spatial_dims)] for kept in range(spatial_dims)))
+
+
 class Moments:
     """Mean and variance of every channel of every sample, as (N, C, 1, 1[, 1]).
 
@@ -95,7 +100,40 @@ class Moments:
         """∂mean/∂a = 1/n and ∂variance/∂a = 2(a − mean)/n, or /(n − 1)."""
         samples = tile[0]
         slope = grads[1][samples] * (2 / self._freedom(shape))
-        return a * slope + (grads[0][samples] / math.prod(shape[2:]) - results[0][samples] * slope)
+        total: Tensor = a * slope + (grads[0][samples] / math.prod(shape[2:]) - results[0][samples] * slope)
+        return total
+
+
+class Maxima:
+    """The largest value of every channel of every sample, and how many voxels have it, as (N, C, 1, 1[, 1]).
+
+    Voxels that share the largest value share its gradient evenly, as with `torch.amax`.
+    """
+
+    def whole(self, a: Tensor) -> tuple[Tensor, ...]:
+        """Compute both of a whole map; the number is written with signs, for autograd asks a gradient of it, which is 0."""
+        axes = tuple(range(2, a.ndim))
+        largest = a.amax(axes, keepdim=True)
+        return largest, (1 - (a - largest).sign().abs()).sum(axes, keepdim=True)
+
+    def collect(self, x: Tensor, pieces: Iterator[tuple[Tile, Tensor]]) -> tuple[Tensor, ...]:
+        """Keep the largest of the tiles."""
+        axes = tuple(range(2, x.ndim))
+        largest = x.new_full((*x.shape[:2], *[1] * len(axes)), -math.inf, dtype=compute_type(x))
+        count = torch.zeros_like(largest)
+        for tile, a in pieces:
+            before, here = largest[tile[0]], a.amax(axes, keepdim=True)
+            after = torch.maximum(before, here)
+            number = (a == here).sum(axes, keepdim=True)
+            count[tile[0]] = count[tile[0]] * (before == after) + number * (here == after)
+            largest[tile[0]] = after
+        return largest, count
+
+    def gradient(self, a: Tensor, tile: Tile, shape: torch.Size, results: tuple[Tensor, ...], grads: Any) -> Tensor:
+        """Share the gradient of the largest value among the voxels that have it."""
+        largest, count = (result[tile[0]] for result in results)
+        share: Tensor = (a == largest) * (grads[0][tile[0]] / count)
+        return share
 
 
 def _region(tile: Tile, grid: Sequence[int]) -> Tile:
@@ -107,16 +145,18 @@ def _average(a: Tensor, tile: Tile, shape: torch.Size, grid: Sequence[int]) -> T
     """Return the share of a tile of a map of `shape` in the averages over `grid`."""
     whole = [axis for axis, g in enumerate(grid, start=2) if g == 1]
     if whole:
-        a = a.sum(whole, keepdim=True) / math.prod(shape[axis] for axis in whole)
+        a = a.sum(whole, keepdim=True) / math.prod([shape[axis] for axis in whole])
     for axis, g in enumerate(grid, start=2):
-        if g > 1:
+        if g > 1 and shape[axis] % g == 0 and a.shape[axis] == shape[axis]:
+            a = a.reshape(*a.shape[:axis], g, -1, *a.shape[axis + 1 :]).mean(axis + 1)
+        elif g > 1:
             a = _along(axis, _regions(shape[axis], g, a)[:, tile[axis]], a)
     return a
 
 
 def _spread(grad: Tensor, tile: Tile, shape: torch.Size, grid: Sequence[int]) -> Tensor:
     """Return the gradient of `_average` with respect to its tile, of length 1 along the axes that are averaged whole."""
-    grad = grad / math.prod(shape[axis] for axis, g in enumerate(grid, start=2) if g == 1)
+    grad = grad / math.prod([shape[axis] for axis, g in enumerate(grid, start=2) if g == 1])
     for axis, g in enumerate(grid, start=2):
         if g > 1:
             grad = _along(axis, _regions(shape[axis], g, grad)[:, tile[axis]].T, grad)
@@ -126,9 +166,8 @@ def _spread(grad: Tensor, tile: Tile, shape: torch.Size, grid: Sequence[int]) ->
 def _along(axis: int, matrix: Tensor, a: Tensor) -> Tensor:
     """Multiply `matrix` (new, old) to the vectors along `axis`."""
     if axis == a.ndim - 1:
-        return a @ matrix.T
-    product: Tensor = matrix @ a.flatten(axis + 1)
-    return product.unflatten(axis + 1, a.shape[axis + 1 :])
+        return torch.matmul(a, matrix.T)
+    return torch.matmul(matrix, a.flatten(axis + 1)).reshape(*a.shape[:axis], len(matrix), *a.shape[axis + 1 :])
 
 
 def _regions(size: int, g: int, like: Tensor) -> Tensor:

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 Formula = Callable[..., Tensor]
-"""Maps (n, C, *tile) and further tensors, cut to the tile where they have its axes, to (n, C, *tile); voxel by voxel."""
+"""Maps (n, C, *tile) and further tensors, cut to the tile where they have its axes, to (n, C, *tile); voxel by voxel.
+
+With `out` it writes there. That is done only where no graph is recorded.
+"""
+
+Derivative = Callable[..., tuple[Tensor, ...] | None]
+"""From the gradient of a formula's value and its arguments to the gradients of the arguments; None leaves it to autograd."""
 
 Tile = tuple[slice, ...]
 
@@ -40,25 +46,35 @@ class Statistic(Protocol):
         """Return the gradient of the results with respect to the tile ``a``, broadcastable to it."""
 
 
-def modulate(formula: Formula, x: Tensor, *gates: Tensor) -> Tensor:
+def modulate(formula: Formula, x: Tensor, *gates: Tensor, derivative: Derivative | None = None) -> Tensor:
     """Return ``formula(x, *gates)``, of the shape and type of ``x``.
 
     Args:
         formula: Works voxel by voxel; it may mix channels.
         x: A map (N, C, *spatial).
         gates: Those with as many axes as ``x`` have its length or 1 along each and are cut to tiles; others are passed whole.
+        derivative: Of the formula, written out where that is faster than what autograd does.
     """
     gates = tuple(gate.to(compute_type(x)) for gate in gates)
     with full_precision(x):
         if is_recorded(x):
             return formula(x.to(compute_type(x)), *gates).to(x.dtype)
-        return _Modulate.apply(formula, x, *gates)  # type: ignore[no-any-return, no-untyped-call]
+        return _Modulate.apply(formula, derivative, x, *gates)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def condense(formula: Formula, channels: int, x: Tensor, *gates: Tensor) -> Tensor:
+    """Return ``formula(x, *gates)``, a map (N, channels, *spatial) in float32 (float64 for such maps); see `modulate`."""
+    gates = tuple(gate.to(compute_type(x)) for gate in gates)
+    with full_precision(x):
+        if is_recorded(x):
+            return formula(x.to(compute_type(x)), *gates)
+        return _Condense.apply(formula, channels, x, *gates)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def summarise(statistic: Statistic, x: Tensor) -> tuple[Tensor, ...]:
     """Return ``x`` itself, to be handed on to `modulate`, and its statistics.
 
-    Only the returned map may be used further, and only in `modulate`: the gradients of both are added up in place.
+    Only the returned map may be used further, and only in `modulate` and `condense`: its gradients are added up in place.
     """
     with full_precision(x):
         if is_recorded(x):
@@ -79,7 +95,8 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
 def is_recorded(x: Tensor) -> bool:
     """Tell whether operations are being recorded, transformed or only counted rather than run."""
     transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta or transformed()
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return torch.compiler.is_compiling() or tracing or x.is_meta or transformed()
 
 
 def tiles(x: Tensor) -> Iterator[Tile]:
@@ -111,31 +128,57 @@ class _Modulate(torch.autograd.Function):
     """`modulate` tile by tile."""
 
     @staticmethod
-    def forward(ctx: Any, formula: Formula, x: Tensor, *gates: Tensor) -> Tensor:
-        ctx.formula = formula
+    def forward(ctx: Any, formula: Formula, derivative: Derivative | None, x: Tensor, *gates: Tensor) -> Tensor:
+        ctx.formula, ctx.derivative = formula, derivative
         ctx.save_for_backward(x, *gates)
         y = torch.empty_like(x)
         for tile in tiles(x):
-            y[tile] = formula(x[tile].to(compute_type(x)), *(part(gate, tile) for gate in gates))
+            arguments = [x[tile].to(compute_type(x)), *(part(gate, tile) for gate in gates)]
+            if y.dtype == arguments[0].dtype:
+                formula(*arguments, out=y[tile])
+            else:
+                y[tile] = formula(*arguments)
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         x = inputs[0]
         with full_precision(x):
             if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
                 y = ctx.formula(x.to(compute_type(x)), *inputs[1:])
-                return None, *_gradients(y, inputs, dy.to(y.dtype), again=True)
+                return None, None, *_gradients(y, inputs, dy.to(y.dtype), again=True)
             dx, gate_grads = torch.empty_like(x), [torch.zeros_like(gate) for gate in inputs[1:]]
             for tile in tiles(x):
-                leaves = [x[tile].detach().to(compute_type(x)), *(part(gate, tile).detach() for gate in inputs[1:])]
-                with torch.enable_grad():
-                    y = ctx.formula(*(leaf.requires_grad_() for leaf in leaves))
-                dx[tile], *tile_grads = _gradients(y, leaves, dy[tile].to(y.dtype))
+                arguments = [x[tile].to(compute_type(x)), *(part(gate, tile) for gate in inputs[1:])]
+                dx[tile], *tile_grads = differentiate(ctx.formula, ctx.derivative, dy[tile].to(compute_type(x)), arguments)
                 for total, grad in zip(gate_grads, tile_grads, strict=True):
                     part(total, tile).add_(grad)
-        return None, dx, *gate_grads
+        return None, None, dx, *gate_grads
+
+
+class _Condense(_Modulate):
+    """`condense` tile by tile; its gradient is found as that of `modulate` is."""
+
+    @staticmethod
+    def forward(ctx: Any, formula: Formula, channels: int, x: Tensor, *gates: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.formula, ctx.derivative = formula, None
+        ctx.save_for_backward(x, *gates)
+        y = x.new_empty((x.shape[0], channels, *x.shape[2:]), dtype=compute_type(x))
+        for tile in tiles(x):
+            y[tile] = ctx.formula(x[tile].to(y.dtype), *(part(gate, tile) for gate in gates))
+        return y
+
+
+def differentiate(formula: Formula, derivative: Derivative | None, dy: Tensor, arguments: list[Tensor]) -> tuple[Tensor, ...]:
+    """Return the gradients of the arguments of a formula on one tile."""
+    written_out = derivative(dy, *arguments) if derivative is not None else None
+    if written_out is not None:
+        return written_out
+    with torch.enable_grad():
+        leaves = [argument.detach().requires_grad_() for argument in arguments]
+        y = formula(*leaves)
+    return _gradients(y, leaves, dy)
 
 
 class _Summarise(torch.autograd.Function):
@@ -149,7 +192,7 @@ class _Summarise(torch.autograd.Function):
         return x, *results
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dx: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         with full_precision(x):
             if torch.is_grad_enabled():
@@ -161,4 +204,5 @@ class _Summarise(torch.autograd.Function):
 
 
 def _gradients(outputs: Any, inputs: Any, grads: Any, again: bool = False) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(outputs, inputs, grads, create_graph=again, materialize_grads=True)
+    found: tuple[Tensor, ...] = torch.autograd.grad(outputs, inputs, grads, create_graph=again, materialize_grads=True)
+    return found

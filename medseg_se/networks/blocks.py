@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg_se.attention import ATTENTION, build_attention
+from medseg_se.attention import attention_names, build_attention
 from medseg_se.dims import ActivationName, NormName, Size, activation, conv, dropout, norm, per_axis
 from medseg_se.errors import UsageError, unknown_name
 from medseg_se.networks.recompute import recomputed
@@ -23,11 +23,13 @@ class AttentionPlan:
     """Which attention block goes where in a network.
 
     Attributes:
-        names: One block name per level, from the full resolution down to the bottleneck.
+        names: One block name per level, from the full resolution down to the bottleneck; hybrids as `build_attention` reads
+            them.
         places: Some of `PLACES`: after encoder blocks, after the bottleneck block, after decoder blocks, on the skip
             connections, or before every residual sum. At the last a channel gate wants batch or group normalisation: after
             instance normalisation the mean of a channel is the same whatever the scan.
-        options: Options for every block, such as `reduction`.
+        options: Options for every block, such as `reduction`; or for one kind of block under its name, such as
+            ``{"eca": {"kernel_size": 5}}``.
     """
 
     names: tuple[str, ...]
@@ -46,9 +48,10 @@ class AttentionPlan:
         names = (attention,) * levels if isinstance(attention, str) else tuple(attention)
         if len(names) != levels:
             raise UsageError(f"Expected `attention` to be one name or {levels} of them, one a level, but got {len(names)}.")
-        for name in names:
-            if name not in (*ATTENTION, "none"):
-                raise unknown_name("attention", name, [*ATTENTION, "none"])
+        known = {block for name in names for block in attention_names(name)}
+        for option, value in (options or {}).items():
+            if isinstance(value, Mapping) and option not in known:
+                raise unknown_name("block in `attention_options`", option, known)
         for place in places:
             if place not in PLACES:
                 raise unknown_name("place in `attention_at`", place, PLACES)
@@ -59,7 +62,9 @@ class AttentionPlan:
         name = self.names[level]
         if place not in self.places or name == "none":
             return nn.Identity()
-        return build_attention(name, channels, spatial_dims, **self.options)
+        known = attention_names(name)
+        own = {option: value for option, value in self.options.items() if option in known or not isinstance(value, Mapping)}
+        return build_attention(name, channels, spatial_dims, **own)
 
 
 def he_initialised(layer: nn.Module) -> nn.Module:
@@ -155,7 +160,7 @@ class ConvBlock(nn.Module):
         *units, last = self.units
         for unit in units:
             x = unit(x)
-        return last.with_attention(x, self.attention)  # type: ignore[no-any-return]
+        return last.with_attention(x, self.attention)  # type: ignore[no-any-return, operator]
 
 
 class ResidualBlock(nn.Module):

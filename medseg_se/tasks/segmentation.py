@@ -22,6 +22,8 @@ from medseg_se.structures import IGNORE
 from medseg_se.tasks.schedules import Schedule, learning_rate_factor
 from medseg_se.version import CHECKPOINT_FORMAT, __version__
 
+Option = int | float | bool | str | None | list[str]
+
 
 class SegmentationTask(pl.LightningModule):
     """Train a segmentation network by name.
@@ -44,7 +46,7 @@ class SegmentationTask(pl.LightningModule):
         deep_supervision: Whether every decoder level is trained.
         attention: Name of an attention block, or one a level.
         attention_at: Some of encoder, bottleneck, decoder, skip, residual.
-        attention_options: Options of the attention block, such as `reduction`.
+        attention_options: Options of the attention block, such as `reduction`; or of each kind of block under its name.
         network_options: Further options that only this network has.
         dice_weight: Factor of the Dice term of the loss.
         ce_weight: Factor of the cross-entropy term.
@@ -72,7 +74,7 @@ class SegmentationTask(pl.LightningModule):
         deep_supervision: bool = True,
         attention: str | list[str] = "none",
         attention_at: list[str] = ["encoder", "bottleneck", "decoder"],  # noqa: B006
-        attention_options: dict[str, int | float | bool | str] | None = None,
+        attention_options: dict[str, Option | dict[str, Option | dict[str, Option]]] | None = None,
         network_options: dict[str, int | float | bool | str | list[int]] | None = None,
         dice_weight: float = 1.0,
         ce_weight: float = 1.0,

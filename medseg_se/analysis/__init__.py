@@ -1,0 +1,1 @@
+"""What attention costs, and what it does inside a network."""
