@@ -2,8 +2,8 @@
 
 A block takes part by having a method ``look(x)``, which returns the gates it uses on its input ``x`` (N, C, *spatial) by name:
 "channel" (N, C, 1, …), "spatial" (N, 1, *spatial), "voxel" (N, C, *spatial) and "axis i" (N, C or 1, its length along that
-axis, 1 along the others), each perhaps after a word of its own. A block that weighs alternatives may have ``choice()``:
-alternative → learnt weight.
+axis, 1 along the others). Blocks made of blocks, their ``blocks`` or else their children, put the number of the part before the
+name. A block that weighs alternatives may have ``choice()``: alternative → learnt weight, in the order of its parts.
 """
 
 from __future__ import annotations
@@ -109,11 +109,9 @@ class Recorder:
         for path, one in seen.items():
             block, place = self.blocks[path], _place(path)
             depth, stride = resolutions[one.shape[2:]]
-            label = str(getattr(block, "label", type(block).__name__))
+            label = _label(block)
             name = _name(path, place, depth, label, {point.name for point in points})
-            weights: Callable[[], Mapping[str, float]] = getattr(block, "choice", dict)
-            choice = {key: float(weight) for key, weight in weights().items()}
-            points.append(InsertionPoint(name, path, label, place, depth, stride, one.shape[1], choice))
+            points.append(InsertionPoint(name, path, label, place, depth, stride, one.shape[1], _choice(block)))
         return points
 
     def total_stride(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -126,7 +124,7 @@ class Recorder:
         def hook(block: nn.Module, inputs: tuple[Any, ...]) -> None:
             x: Tensor = inputs[0]
             with torch.no_grad():
-                gates = look(x)
+                gates = {_gate_name(block, kind): gate for kind, gate in look(x).items()}
             self._seen[path] = Seen(gates, tuple(x.shape))
             self._shapes.add(tuple(x.shape[2:]))
 
@@ -151,6 +149,31 @@ def _resolutions(
         stride = tuple(step * math.ceil(long / short) for step, long, short in zip(stride, finer, shape, strict=True))
         found[shape], finer = (depth, stride), shape
     return found
+
+
+def _choice(block: nn.Module) -> dict[str, float]:
+    weights: Callable[[], Mapping[str, float]] = getattr(block, "choice", dict)
+    return {name: float(weight) for name, weight in weights().items()}
+
+
+def _parts(block: nn.Module) -> list[nn.Module]:
+    return [part for part in getattr(block, "blocks", block.children()) if hasattr(part, "look")]
+
+
+def _label(block: nn.Module) -> str:
+    """Return what a block calls itself; one without a name of its own is called by its parts."""
+    return str(getattr(block, "label", "+".join(map(_label, _parts(block))) or type(block).__name__))
+
+
+def _gate_name(block: nn.Module, name: str) -> str:
+    """Say the parts of a block by name instead of number: "1 spatial" becomes "sSE spatial"."""
+    number, _, rest = name.partition(" ")
+    parts = list(getattr(block, "blocks", block.children()))
+    if not number.isdecimal() or int(number) >= len(parts):
+        return name
+    labels, place = list(_choice(block)) or [_label(part) for part in parts], int(number)
+    label = labels[place] if labels.count(labels[place]) == 1 else f"{labels[place]} {number}"
+    return f"{label} {_gate_name(parts[place], rest)}"
 
 
 def _place(path: str) -> str:

@@ -64,16 +64,20 @@ class Inspection:
     selectivity: Mapping[tuple[str, str], Selectivity]
 
     def turning_points(self) -> dict[str, tuple[str, str]]:
-        """Return "first", "deepest" and "last" → the (first such) key of `selectivity`; places that coincide are named once."""
+        """Return "first", "deepest" and "last" → a key of `selectivity`; places that coincide are named once.
+
+        Where a point has several channel gates, it is the first of them.
+        """
         depth = {point.name: point.depth for point in self.recording.points}
-        keys = list(self.selectivity)
-        if not keys:
-            return {}
-        deepest = max(keys, key=lambda key: depth[key[0]])
+        by_point: dict[str, tuple[str, str]] = {}
+        for key in self.selectivity:
+            by_point.setdefault(key[0], key)
         chosen: dict[str, tuple[str, str]] = {}
-        for word, key in (("first", keys[0]), ("deepest", deepest), ("last", keys[-1])):
-            if key not in chosen.values():
-                chosen[word] = key
+        if keys := list(by_point.values()):
+            deepest = max(keys, key=lambda key: depth[key[0]])
+            for word, key in (("first", keys[0]), ("deepest", deepest), ("last", keys[-1])):
+                if key not in chosen.values():
+                    chosen[word] = key
         return chosen
 
     def map_on_scan(self, name: str, kind: str) -> Volume:

@@ -81,6 +81,18 @@ class CoordinateAttention(Recalibration):
             product = product * gate
         return torch.mul(a, product, out=out)
 
+    def derivative(self, dy: Tensor, a: Tensor, *gates: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of the map and of the gates."""
+        first, *others = gates
+        product = others[0] if len(others) == 1 else others[0] * others[1]  # (n, C, 1, H, W), in 2D (n, C, 1, W)
+        both = dy * a
+        d_first = (both * product).sum(tuple(range(3, a.ndim)), keepdim=True)
+        d_product = both.mul_(first).sum(2, keepdim=True)
+        if len(others) == 1:
+            return dy * (first * product), d_first, d_product
+        d_others = ((d_product * others[1]).sum(4, keepdim=True), (d_product * others[0]).sum(3, keepdim=True))
+        return dy * (first * product), d_first, *d_others
+
     def views(self, a: Tensor, *gates: Tensor) -> dict[str, Tensor]:
         """Return the gates along the axes."""
         return {f"axis {axis}": gate for axis, gate in enumerate(gates)}

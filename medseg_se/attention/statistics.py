@@ -29,7 +29,7 @@ class Averages:
     def whole(self, a: Tensor) -> tuple[Tensor, ...]:
         """Compute the averages (N, C, *grid) of a whole map."""
         tile = (slice(None),) * a.ndim
-        return tuple(_average(a, tile, a.shape, grid) for grid in self.grids)
+        return tuple(_averages(a, tile, a.shape, self.grids))
 
     def collect(self, x: Tensor, pieces: Iterator[tuple[Tile, Tensor]]) -> tuple[Tensor, ...]:
         """Add up the shares of the tiles."""
@@ -38,8 +38,8 @@ class Averages:
             for grid in self.grids
         ]
         for tile, a in pieces:
-            for grid, result in zip(self.grids, results, strict=True):
-                result[_region(tile, grid)] += _average(a, tile, x.shape, grid)
+            for grid, result, share in zip(self.grids, results, _averages(a, tile, x.shape, self.grids), strict=True):
+                result[_region(tile, grid)] += share
         return tuple(results)
 
     def gradient(self, a: Tensor, tile: Tile, shape: torch.Size, results: Any, grads: tuple[Tensor, ...]) -> Tensor:
@@ -141,25 +141,38 @@ def _region(tile: Tile, grid: Sequence[int]) -> Tile:
     return (*tile[:2], *(cut if g == KEEP else slice(None) for g, cut in zip(grid, tile[2:], strict=True)))
 
 
+def _averages(a: Tensor, tile: Tile, shape: torch.Size, grids: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    """Return the share of a tile of a map of `shape` in the averages over every grid."""
+    rows = a.sum(-1, keepdim=True) if sum(grid[-1] == 1 for grid in grids) > 1 else a  # what several ask for is added up once
+    for grid in grids:
+        yield _average(rows if grid[-1] == 1 else a, tile, shape, grid)
+
+
 def _average(a: Tensor, tile: Tile, shape: torch.Size, grid: Sequence[int]) -> Tensor:
-    """Return the share of a tile of a map of `shape` in the averages over `grid`."""
     whole = [axis for axis, g in enumerate(grid, start=2) if g == 1]
     if whole:
         a = a.sum(whole, keepdim=True) / math.prod([shape[axis] for axis in whole])
-    for axis, g in enumerate(grid, start=2):
-        if g > 1 and shape[axis] % g == 0 and a.shape[axis] == shape[axis]:
-            a = a.reshape(*a.shape[:axis], g, -1, *a.shape[axis + 1 :]).mean(axis + 1)
-        elif g > 1:
-            a = _along(axis, _regions(shape[axis], g, a)[:, tile[axis]], a)
+    for axis in sorted((axis for axis, g in enumerate(grid, start=2) if g > 1), key=lambda axis: axis == a.ndim - 1):
+        a = torch.cat([_region_share(a, axis, tile[axis], region) for region in _regions(shape[axis], grid[axis - 2])], axis)
     return a
+
+
+def _region_share(a: Tensor, axis: int, cut: slice, region: tuple[int, int]) -> Tensor:
+    """Return the share of positions `cut` of an axis in the average over a region that reaches from one position to another."""
+    first = cut.start or 0
+    start, end = max(region[0] - first, 0), min(region[1] - first, a.shape[axis])
+    return a.narrow(axis, min(start, a.shape[axis]), max(0, end - start)).sum(axis, keepdim=True) / (region[1] - region[0])
 
 
 def _spread(grad: Tensor, tile: Tile, shape: torch.Size, grid: Sequence[int]) -> Tensor:
     """Return the gradient of `_average` with respect to its tile, of length 1 along the axes that are averaged whole."""
     grad = grad / math.prod([shape[axis] for axis, g in enumerate(grid, start=2) if g == 1])
-    for axis, g in enumerate(grid, start=2):
-        if g > 1:
-            grad = _along(axis, _regions(shape[axis], g, grad)[:, tile[axis]].T, grad)
+    for axis in reversed(range(2, grad.ndim)):  # the first axis of a tile is short: it grows last
+        if grid[axis - 2] > 1:
+            weights = grad.new_zeros((shape[axis], grid[axis - 2]))
+            for number, (start, end) in enumerate(_regions(shape[axis], grid[axis - 2])):
+                weights[start:end, number] = 1 / (end - start)
+            grad = _along(axis, weights[tile[axis]], grad)
     return grad
 
 
@@ -170,10 +183,6 @@ def _along(axis: int, matrix: Tensor, a: Tensor) -> Tensor:
     return torch.matmul(matrix, a.flatten(axis + 1)).reshape(*a.shape[:axis], len(matrix), *a.shape[axis + 1 :])
 
 
-def _regions(size: int, g: int, like: Tensor) -> Tensor:
-    """Return the weights (g, size) of adaptive average pooling."""
-    place = torch.arange(size, device=like.device)
-    region = torch.arange(g, device=like.device)[:, None]
-    first, end = region * size // g, -((-(region + 1) * size) // g)
-    inside = (place >= first) & (place < end)
-    return inside.to(like.dtype) / (end - first)
+def _regions(size: int, g: int) -> list[tuple[int, int]]:
+    """Return first position and end of the regions of adaptive average pooling."""
+    return [(number * size // g, -(-(number + 1) * size // g)) for number in range(g)]

@@ -57,7 +57,7 @@ class GateMaps:
     def _panel(self, sheet: Sheet, top: float, number: int, heading: str, line: str) -> Any:
         row, column = divmod(number, _COLUMNS)
         left, upper, width = SIDE + column * self._width, top + 0.3 + row * self._row, self._width - _GAP
-        sheet.text(left, upper + 0.1, heading, fontsize=9)
+        sheet.text(left, upper + 0.1, heading, fontsize=9 if len(heading) <= 24 else 7)
         sheet.text(left + width, upper + 0.1, line, fontsize=8.5, color=FAINT, ha="right")
         axes = sheet.axes(left, upper + 0.22, width, self._row - _LINE + _GAP)
         black, white = np.percentile(self._scan, [1, 99.5])

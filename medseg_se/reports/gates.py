@@ -15,11 +15,12 @@ import numpy as np
 
 from medseg_se.analysis.inspection import Inspection
 from medseg_se.reports.gate_maps import GateMaps
-from medseg_se.reports.sheet import FAINT, GRID, INK, PAPER, SIDE, WIDTH, Sheet
+from medseg_se.reports.sheet import FAINT, GRID, INK, PANEL, PAPER, SIDE, WIDTH, Sheet
 
 _KINDS = {"channel": "#56c1f5", "spatial": "#ffb454", "voxel": "#c792ea"}
 _COLOURS = ("#56c1f5", "#ffb454", "#8bd17c", "#c792ea", "#ff7b72", "#e6db74", "#9aa1ab", "#3f7fb5")
 _CORRECTED, _CHANCE = "#f5e663", "#ff7b72"
+_FEW = 2  # kinds of gates that are shown in detail
 _PLOT, _NAMES, _BAR = 3.0, 2.1, 0.24  # inches: height of a plot, room for names of structures, height of a row of weights
 
 
@@ -77,21 +78,21 @@ def _draw_curves(inspection: Inspection, sheet: Sheet, top: float) -> None:
 def _draw_distributions(inspection: Inspection, axes: Any) -> None:
     statistics, points = inspection.recording.statistics, inspection.recording.points
     kinds = list(dict.fromkeys(kind for found in statistics.values() for kind in found))
-    for number, kind in enumerate(kinds):
+    palette, width = _palette(kinds), 6 if len(kinds) <= _FEW else 2.5
+    for number, (kind, colour) in enumerate(palette.items()):
         shift = (number - (len(kinds) - 1) / 2) * min(0.22, 0.7 / len(kinds))
-        colour = _colour(kind, number)
         for place, gates in enumerate(statistics[point.name] for point in points):
             if kind in gates:
                 gate, x = gates[kind], [place + shift] * 2
                 axes.plot(x, [gate.p5, gate.p95], color=colour, linewidth=1.4)
-                axes.plot(x, [gate.p25, gate.p75], color=colour, linewidth=6, solid_capstyle="butt")
-                axes.plot(x[0], gate.median, "o", color=PAPER, markersize=4.5, markeredgecolor=colour)
+                axes.plot(x, [gate.p25, gate.p75], color=colour, linewidth=width, solid_capstyle="butt")
+                axes.plot(x[0], gate.median, "o", color=PAPER, markersize=0.75 * width, markeredgecolor=colour)
         axes.plot([], [], color=colour, linewidth=6, label=kind)
     if all(gate.minimum >= 0 and gate.maximum <= 1 for found in statistics.values() for gate in found.values()):
         axes.set_ylim(-0.02, 1.02)
     axes.set_ylabel("gate: median, 25–75 %, 5–95 %", color=FAINT, fontsize=9)
     _name_points(axes, [point.name for point in points])
-    _legend(axes, len(kinds))
+    _legend(axes)
 
 
 def _draw_selectivity(inspection: Inspection, axes: Any) -> None:
@@ -100,18 +101,20 @@ def _draw_selectivity(inspection: Inspection, axes: Any) -> None:
     defined = [one for one in found.values() if not math.isnan(one.eta2)]
     rng = np.random.default_rng(0)
     crowded = len(names) > 10
-    line = 0.19 if crowded else 0.07
-    for number, kind in enumerate(kinds):
-        colour, suffix = _colour(kind, number), "" if len(kinds) == 1 else f" ({kind})"
+    line = (0.19 if crowded else 0.07) if len(kinds) <= _FEW else 0.0
+    for number, (kind, colour) in enumerate(_palette(kinds).items()):
+        suffix = "" if len(kinds) == 1 else f" {kind}"
         known = {names.index(name): one for (name, other), one in found.items() if other == kind}
         for place, one in known.items():
             x = place + rng.uniform(-0.18, 0.18, len(one.channels))
             axes.plot(x, one.channels, ".", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
             style = {"rotation": 90 if crowded else 0, "color": colour if len(kinds) > 1 else FAINT}
-            axes.text(place, 1.05 + line * number, f"±{one.sd:.1g}", ha="center", fontsize=7.5, **style)
-        raw, corrected = ([getattr(one, name) for one in known.values()] for name in ("eta2", "epsilon2"))
-        axes.plot(list(known), raw, "o-", color=colour, markersize=6, label=f"η²{suffix}")
-        axes.plot(list(known), corrected, "s--", color=_CORRECTED, markersize=4.5, linewidth=1.1, label=f"ε²{suffix}")
+            if line:
+                axes.text(place, 1.05 + line * number, f"±{one.sd:.1g}", ha="center", fontsize=7.5, **style)
+        axes.plot(list(known), [one.eta2 for one in known.values()], "o-", color=colour, markersize=6, label=f"η²{suffix}")
+        if len(kinds) <= _FEW:
+            corrected, style = [one.epsilon2 for one in known.values()], {"color": _CORRECTED if len(kinds) == 1 else colour}
+            axes.plot(list(known), corrected, "s--", markersize=4.5, linewidth=1.1, label=f"ε²{suffix}", **style)
     axes.plot([], [], ".", color=FAINT, label="one channel")
     if defined:
         chance = defined[0].chance
@@ -121,10 +124,10 @@ def _draw_selectivity(inspection: Inspection, axes: Any) -> None:
         axes.text(0.5, 0.5, words, color=FAINT, ha="center", va="center", transform=axes.transAxes)
     axes.set_ylim(min([0.0, *(one.epsilon2 for one in defined)]) - 0.05, 1.07 + line * len(kinds))
     axes.set_yticks(np.arange(0, 1.1, 0.2))
-    words = "share of variance between structures\n(on top: SD of gates between patches)"
+    words = "share of variance between structures" + ("\n(on top: SD of gates between patches)" if line else "")
     axes.set_ylabel(words, color=FAINT, fontsize=9)
     _name_points(axes, names)
-    _legend(axes, 4)
+    _legend(axes)
 
 
 def _name_points(axes: Any, names: Sequence[str]) -> None:
@@ -135,14 +138,22 @@ def _name_points(axes: Any, names: Sequence[str]) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend(axes: Any, columns: int) -> None:
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": columns, "borderaxespad": 0.1}
-    style = {"frameon": False, "labelcolor": INK, "fontsize": 8.5, "columnspacing": 1.2, "handlelength": 1.4}
-    axes.legend(**place, **style)
+def _legend(axes: Any, columns: int = 4) -> None:
+    """Name the curves above the axes, or within them where they are many."""
+    handles, _ = axes.get_legend_handles_labels()
+    style = {"labelcolor": INK, "fontsize": 8.5, "columnspacing": 1.2, "handlelength": 1.4, "borderaxespad": 0.1}
+    if len(handles) <= columns:
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, frameon=False, **style)
+    else:
+        style |= {"fontsize": 7, "facecolor": PANEL, "edgecolor": GRID, "framealpha": 0.8}
+        axes.legend(loc="best", ncols=3, **style)
 
 
-def _colour(kind: str, number: int) -> str:
-    return _KINDS.get(kind.split()[-1], _COLOURS[number % len(_COLOURS)])
+def _palette(kinds: Sequence[str]) -> dict[str, str]:
+    """Return kind → colour: the usual ones where they tell the kinds apart."""
+    usual = [_KINDS.get(kind.split()[-1], "") for kind in kinds]
+    told = len(set(usual)) == len(kinds) and "" not in usual
+    return {kind: usual[n] if told else _COLOURS[n % len(_COLOURS)] for n, kind in enumerate(kinds)}
 
 
 # --------------------------------------------------------------------------------------------------- by structure and channel

@@ -137,9 +137,33 @@ def test_strides_multiply_though_the_coarsest_maps_reach_beyond_the_tile(load):
     assert {point.depth: point.stride for point in points}[4] == (8, 16, 16)
 
 
+def test_the_stride_across_the_slices_of_a_2d_network_is_1(load):
+    model = load(network="showing", options={"stride": 2}, tile=(8, 8, 1), flat_axis=2)
+    assert model.watch(noise(8, 8, 4))[1].stride == (2, 2, 1)
+
+
 def test_levels_without_a_block_count_in_the_depth(load):
     model = load(network="unet", options={**UNET, "attention": ["none", "none", "cse"]})
     assert [point.name for point in model.watch(noise(8, 8, 8))[1].points] == ["bottleneck 2"]
+
+
+@pytest.mark.parametrize(
+    ("attention", "options", "block", "gates"),
+    [
+        ("eca+scse", {}, "ECA+scSE", ["ECA channel", "scSE channel", "scSE spatial"]),
+        ("max(cse,sse+cse)", {}, "cSE+sSE+cSE", ["cSE channel", "sSE+cSE sSE spatial", "sSE+cSE cSE channel"]),
+        ("sse+sse", {}, "sSE+sSE", ["sSE 0 spatial", "sSE 1 spatial"]),
+        ("adaptive", {"blocks": ["none", "coordinate"]}, "adaptive attention", [f"coordinate axis {n}" for n in range(3)]),
+    ],
+)
+def test_the_gates_of_blocks_made_of_blocks_are_named_after_the_parts(load, attention, options, block, gates):
+    options = {**UNET, "attention": attention, "attention_at": ["encoder"], "attention_options": options}
+    recording = load(network="unet", options=options).watch(noise(8, 8, 8))[1]
+    assert recording.points[0].block == block
+    assert list(recording.statistics["encoder 0"]) == gates
+    maps = [kind for name, kind in recording.maps if name == "encoder 0"]
+    assert maps == list(dict.fromkeys(re.sub(r"axis \d", "axes", gate) for gate in gates if "channel" not in gate))
+    assert list(recording.points[0].choice.values()) == ([0.5, 0.5] if attention == "adaptive" else [])
 
 
 def test_a_network_without_attention_is_refused_and_damaged_files_too(load, tmp_path):
@@ -185,8 +209,9 @@ def test_statistics_are_those_of_the_gates_that_the_blocks_use(load):
     assert recording.statistics["encoder 1"]["channel"].channel_means == pytest.approx(channels, abs=1e-6)
 
 
-def test_what_was_added_around_a_small_scan_does_not_count(load):
-    model = load(network="showing", preprocessing=Preprocessing(intensity="none"), tile=(12, 9, 8))
+@pytest.mark.parametrize(("tile", "flat_axis"), [((12, 9, 8), None), ((12, 9, 1), 2), ((12, 1, 8), 1)])
+def test_what_was_added_around_a_small_scan_does_not_count(load, tile, flat_axis):
+    model = load(network="showing", preprocessing=Preprocessing(intensity="none"), tile=tile, flat_axis=flat_axis)
     image = ramp((7, 8, 8), np.eye(4))
     gates = model.watch(image)[1].statistics["encoder 0"]["spatial"]
     assert gates.n == image.array.size
