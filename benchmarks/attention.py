@@ -1,4 +1,4 @@
-"""What attention costs in time and memory: `python benchmarks/attention.py [blocks] [eager] [compiled]`, all three if none is named.
+"""What attention costs in time and memory: `python benchmarks/attention.py [blocks] [eager] [compiled]`, or all three.
 
 - blocks: each block alone on 1×32×96³ in float32, forward, beside the form in which papers write it and beside the time that
   reading a map twice and writing it once takes.
@@ -27,6 +27,7 @@ from medseg_se.analysis.memory import peak_memory
 from medseg_se.attention import build_attention
 from medseg_se.hardware import has_bfloat16, keep_freed_memory
 from medseg_se.networks import UNet
+from medseg_se.networks.blocks import ConvBlock
 
 BLOCKS = ("cse", "sse", "scse", "eca", "simam", "coordinate", "spse")
 OTHERS = ("se", "project_excite", "fca", "rgse", "cbam", "bam")
@@ -46,13 +47,13 @@ class Written(nn.Module):
 
     @staticmethod
     def cse(block: nn.Module, x: Tensor) -> Tensor:
-        """x · σ(W₂ relu(W₁ mean))."""
+        """Return x · σ(W₂ relu(W₁ mean))."""
         hidden = torch.relu(block.squeeze(x.mean((2, 3, 4))))
         return x * torch.sigmoid(block.excite(hidden))[:, :, None, None, None]
 
     @staticmethod
     def sse(block: nn.Module, x: Tensor) -> Tensor:
-        """x · σ(conv(x))."""
+        """Return x · σ(conv(x))."""
         return x * torch.sigmoid(block.project(x))
 
     @classmethod
@@ -62,20 +63,20 @@ class Written(nn.Module):
 
     @staticmethod
     def eca(block: nn.Module, x: Tensor) -> Tensor:
-        """x · σ(conv1d(mean))."""
+        """Return x · σ(conv1d(mean))."""
         (gate,) = block.gates(F.adaptive_avg_pool3d(x, 1).float())
         return x * gate.to(x.dtype)
 
     @staticmethod
     def simam(block: nn.Module, x: Tensor) -> Tensor:
-        """x · σ(d / 4(Σd/n + λ) + ½)."""
+        """Return x · σ(d / 4(Σd/n + λ) + ½)."""
         n = x[0, 0].numel() - 1
         d = (x - x.mean((2, 3, 4), keepdim=True)).pow(2)
         return x * torch.sigmoid(d / (4 * (d.sum((2, 3, 4), keepdim=True) / n + block.smoothing)) + 0.5)
 
     @staticmethod
     def coordinate(block: nn.Module, x: Tensor) -> Tensor:
-        """x · a_d · a_h · a_w."""
+        """Return x · a_d · a_h · a_w."""
         profiles = [x.mean([other for other in (2, 3, 4) if other != axis], keepdim=True) for axis in (2, 3, 4)]
         for gate in block.gates(*(profile.float() for profile in profiles)):
             x = x * gate.to(x.dtype)
@@ -83,9 +84,17 @@ class Written(nn.Module):
 
     @staticmethod
     def spse(block: nn.Module, x: Tensor) -> Tensor:
-        """x · σ(fc(Σ depthwise(pool)))."""
+        """Return x · σ(fc(Σ depthwise(pool)))."""
         (gate,) = block.gates(*(F.adaptive_avg_pool3d(x, size).float() for size in (1, 2, 4)))
         return x * gate.to(x.dtype)
+
+
+class Forwarding(nn.Module):
+    """Leaves its place to the attention that comes after it."""
+
+    def with_attention(self, x: Tensor, attention: nn.Module) -> Tensor:
+        """Run the attention alone."""
+        return attention(x)  # type: ignore[no-any-return]
 
 
 def in_turns(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -134,8 +143,9 @@ def training_step(attention: str, written: bool, precision: str, compiled: bool)
     network = UNet(1, 4, 3, channels=(32, 64, 128, 256), attention=attention)
     if written:
         for module in network.modules():
-            if hasattr(module, "units"):
-                module.attention = Written(attention, module.attention)
+            if isinstance(module, ConvBlock):
+                module.attention = nn.Sequential(module.units[-1], Written(attention, module.attention))
+                module.units[-1] = Forwarding()  # so that the block's input is kept, as it is wherever blocks are put by hand
     if compiled:
         network.compile(dynamic=False)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
@@ -195,12 +205,13 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = arguments.parts or ["blocks", "eager", "compiled"]
     names = tuple(arguments.names.split(","))
-    keep_freed_memory()
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, bfloat16 in hardware: {has_bfloat16(CPU)}")
     found: dict[str, list[dict[str, object]]] = {}
-    if "blocks" in parts:
-        found["block alone"] = measure_blocks()
-        show("Each block alone, 1×32×96³, float32, forward", found["block alone"])
+    for title in ("as torch is", "freed memory kept for the next step, as training does here"):
+        if "blocks" in parts:
+            found[f"block alone, {title}"] = measure_blocks()
+            show(f"Each block alone, 1×32×96³, float32, forward; {title}", found[f"block alone, {title}"])
+        keep_freed_memory()  # for good
     for way in ("eager", "compiled"):
         for precision in arguments.precisions.split(",") if way in parts else ():
             title = f"Training step, U-Net 32–256, 1×96³, {way}, {precision}"

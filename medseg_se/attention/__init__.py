@@ -58,6 +58,7 @@ __all__ = [
     "attention_names",
     "build_attention",
     "discretise",
+    "is_open",
 ]
 
 
@@ -175,3 +176,8 @@ def discretise(network: nn.Module) -> dict[str, str]:
     Returns what was chosen by the path of the block. Parameters go, so do this before an optimiser is made.
     """
     return {path: str(block.discretise()) for path, block in network.named_modules() if hasattr(block, "discretise")}
+
+
+def is_open(network: nn.Module) -> bool:
+    """Tell whether a learnt choice is still to be made final in a network."""
+    return any(hasattr(block, "discretise") and block.alpha is not None for block in network.modules())

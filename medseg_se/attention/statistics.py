@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,11 +45,8 @@ class Averages:
 
     def gradient(self, a: Tensor, tile: Tile, shape: torch.Size, results: Any, grads: tuple[Tensor, ...]) -> Tensor:
         """Spread the gradient of every average over the positions that it is made of."""
-        shares = [_spread(grad[_region(tile, grid)], tile, shape, grid) for grid, grad in zip(self.grids, grads, strict=True)]
-        total = shares[0]
-        for share in shares[1:]:
-            total = total + share
-        return total
+        shares = [grad[_region(tile, grid)] for grid, grad in zip(self.grids, grads, strict=True)]
+        return _spread(shares, tile, shape, self.grids)
 
 
 def profiles(spatial_dims: int) -> Averages:
@@ -164,16 +162,35 @@ def _region_share(a: Tensor, axis: int, cut: slice, region: tuple[int, int]) -> 
     return a.narrow(axis, min(start, a.shape[axis]), max(0, end - start)).sum(axis, keepdim=True) / (region[1] - region[0])
 
 
-def _spread(grad: Tensor, tile: Tile, shape: torch.Size, grid: Sequence[int]) -> Tensor:
-    """Return the gradient of `_average` with respect to its tile, of length 1 along the axes that are averaged whole."""
-    grad = grad / math.prod([shape[axis] for axis, g in enumerate(grid, start=2) if g == 1])
-    for axis in reversed(range(2, grad.ndim)):  # the first axis of a tile is short: it grows last
-        if grid[axis - 2] > 1:
-            weights = grad.new_zeros((shape[axis], grid[axis - 2]))
-            for number, (start, end) in enumerate(_regions(shape[axis], grid[axis - 2])):
-                weights[start:end, number] = 1 / (end - start)
-            grad = _along(axis, weights[tile[axis]], grad)
-    return grad
+def _spread(grads: Sequence[Tensor], tile: Tile, shape: torch.Size, grids: Sequence[Sequence[int]]) -> Tensor:
+    """Return the gradient of `_averages` with respect to its tile, of length 1 along axes where it does not vary."""
+    size = shape[-1]
+    finest = math.lcm(*[grid[-1] for grid in grids if grid[-1] != KEEP])
+    even, others = [], []  # along the last axis, on regions that divide it into equal parts, or anything else
+    for grad, grid in zip(grads, grids, strict=True):
+        grad = grad / math.prod([length for length, g in zip(shape[2:], grid, strict=True) if g == 1])
+        for axis in range(2, len(shape) - 1):
+            if grid[axis - 2] > 1:
+                grad = _along(axis, _weights(shape[axis], grid[axis - 2], grad)[tile[axis]], grad)
+        if grid[-1] == KEEP:
+            others.append(grad)
+        elif size % finest:
+            others.append(grad if grid[-1] == 1 else _along(len(shape) - 1, _weights(size, grid[-1], grad), grad))
+        else:
+            scale = grid[-1] / size if grid[-1] > 1 else 1
+            even.append(grad.repeat_interleave(finest // grid[-1], -1) * scale)
+    total = functools.reduce(torch.add, even) if even else None
+    if total is not None and finest > 1:
+        total = total.repeat_interleave(size // finest, -1)
+    return functools.reduce(torch.add, others if total is None else [total, *others])
+
+
+def _weights(size: int, g: int, like: Tensor) -> Tensor:
+    """Return the share (size, g) of every position in the average over every region."""
+    weights = like.new_zeros((size, g))
+    for number, (start, end) in enumerate(_regions(size, g)):
+        weights[start:end, number] = 1 / (end - start)
+    return weights
 
 
 def _along(axis: int, matrix: Tensor, a: Tensor) -> Tensor:

@@ -9,6 +9,10 @@ from json import dumps as dump_json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from medseg_se.cli.attention import cost, inspect
+
+__all__ = ["check", "configs", "cost", "demo", "evaluate", "inspect", "predict"]
+
 if TYPE_CHECKING:
     from medseg_se.evaluation.result import Evaluation
     from medseg_se.structures import Structures

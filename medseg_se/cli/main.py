@@ -21,6 +21,8 @@ COMMANDS = {
     "check": "read every file of a dataset once and say what would break training",
     "predict": "segment scans with a checkpoint",
     "evaluate": "per-structure Dice of predictions against the truth",
+    "inspect": "see what attention does inside a network on one scan",
+    "cost": "measure what attention costs: parameters, operations, memory and time",
     "configs": "list the shipped recipes, or print one",
     "demo": "from phantoms to pictures in a few minutes, offline",
 }

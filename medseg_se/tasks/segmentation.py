@@ -9,10 +9,12 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.segmentation import DiceScore
 
+from medseg_se.attention import discretise, is_open
 from medseg_se.dims import ActivationName, NormName, check_dims
 from medseg_se.errors import CheckpointError, UsageError
 from medseg_se.losses import DeepSupervisionLoss, DiceCELoss
@@ -47,6 +49,8 @@ class SegmentationTask(pl.LightningModule):
         attention: Name of an attention block, or one a level.
         attention_at: Some of encoder, bottleneck, decoder, skip, residual.
         attention_options: Options of the attention block, such as `reduction`; or of each kind of block under its name.
+        discretise_after: Share of the run after which learnt choices (attention `adaptive`, `fca_search`) become final: each
+            place keeps its winner and the rest of the run trains it alone. Never if not given.
         network_options: Further options that only this network has.
         dice_weight: Factor of the Dice term of the loss.
         ce_weight: Factor of the cross-entropy term.
@@ -75,6 +79,7 @@ class SegmentationTask(pl.LightningModule):
         attention: str | list[str] = "none",
         attention_at: list[str] = ["encoder", "bottleneck", "decoder"],  # noqa: B006
         attention_options: dict[str, Option | dict[str, Option | dict[str, Option]]] | None = None,
+        discretise_after: float | None = None,
         network_options: dict[str, int | float | bool | str | list[int]] | None = None,
         dice_weight: float = 1.0,
         ce_weight: float = 1.0,
@@ -89,6 +94,8 @@ class SegmentationTask(pl.LightningModule):
         check_dims(spatial_dims)
         if not 0 <= warmup < 1:
             raise UsageError(f"Expected `warmup` to be at least 0 and below 1, but got {warmup}.")
+        if discretise_after is not None and not 0 < discretise_after < 1:
+            raise UsageError(f"Expected `discretise_after` to lie between 0 and 1, but got {discretise_after}.")
         if lr <= 0:
             raise UsageError(f"Expected `lr` to be positive, but got {lr}.")
         if weight_decay < 0:
@@ -113,7 +120,7 @@ class SegmentationTask(pl.LightningModule):
         self.network = build_network(network, in_channels, num_classes, spatial_dims, **self.network_arguments)
         self.loss = DeepSupervisionLoss(DiceCELoss(dice_weight, ce_weight))
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
-        self.schedule, self.warmup = schedule, warmup
+        self.schedule, self.warmup, self.discretise_after = schedule, warmup, discretise_after
         self.patch_dice = DiceScore(
             num_classes, include_background=False, average="none", aggregation_level="global", input_format="index"
         )
@@ -154,6 +161,20 @@ class SegmentationTask(pl.LightningModule):
             optimizer, lambda _: learning_rate_factor(self.schedule, self.done(), self.warmup)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Make learnt choices of attention final once their share of the run is over."""
+        if self.discretise_after is None or self.done() < self.discretise_after or not is_open(self.network):
+            return
+        chosen = discretise(self.network)
+        left = set(self.network.parameters())
+        for optimizer in self.trainer.optimizers:  # nothing of what was dropped may reach the checkpoint
+            for group in optimizer.param_groups:
+                dropped = [parameter for parameter in group["params"] if parameter not in left]
+                group["params"] = [parameter for parameter in group["params"] if parameter in left]
+                for parameter in dropped:
+                    optimizer.state.pop(parameter, None)
+        rank_zero_info("Attention chosen: " + ", ".join(f"{path} {choice}" for path, choice in chosen.items()))
 
     def done(self) -> float:
         """Return the share of the run that is over, by steps or by the clock, whichever is further."""

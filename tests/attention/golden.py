@@ -27,7 +27,7 @@ def assert_same_as_golden(block, tensors, rename):
     """Compare output, gradient of the input and gradients of all parameters, each within 1e-5."""
     x = tensors["x"].clone().requires_grad_()
     y = block(x)
-    torch.testing.assert_close(y, tensors["y"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(y, tensors["y"].to(y.dtype), rtol=0, atol=1e-5)
     if "w" not in tensors:
         return
     (y * tensors["w"]).sum().backward()

@@ -1,9 +1,9 @@
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden import assert_same_as_golden, load_parameters, read_golden
 from torch import nn
 from torch.func import functional_call
 
@@ -11,7 +11,6 @@ from medseg_se.attention import ATTENTION, build_attention
 from medseg_se.errors import UsageError
 from medseg_se.networks import UNet
 
-GOLDENS = Path(__file__).parents[1] / "data"
 BLOCKS = {
     "cse": ("cse", {}),
     "cse, r = 16, no bias": ("cse", {"reduction": 16, "bias": False}),
@@ -20,8 +19,20 @@ BLOCKS = {
     "scse, max": ("scse", {"aggregation": "max"}),
     "scse, add": ("scse", {"aggregation": "add"}),
     "scse, multiply": ("scse", {"aggregation": "multiply"}),
+    "scse, concat": ("scse", {"aggregation": "concat"}),
+    "simam": ("simam", {}),
+}
+OTHERS = [name for name in ATTENTION if name not in ("cse", "sse", "scse", "simam")]
+BLOCKS_AND_OPTIONS = {
+    **BLOCKS,
+    **{name: (name, {}) for name in OTHERS},
+    "se, residual": ("se", {"residual": True}),
+    "window_attention, shifted and gated": ("window_attention", {"shift": True, "gate": "head", "window": 3}),
+    "eca+coordinate": ("eca+coordinate", {}),
+    "max(eca,scse)": ("max(eca,scse)", {}),
 }
 every_block = pytest.mark.parametrize("block", BLOCKS)
+each_and_all = pytest.mark.parametrize("block", BLOCKS_AND_OPTIONS)
 every_dims = pytest.mark.parametrize("dims", [2, 3])
 low_precision = pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 NAMES = {"cSE": "channel", "sSE": "spatial", "fc1": "squeeze", "fc2": "excite", "conv": "project"}
@@ -29,7 +40,7 @@ NAMES = {"cSE": "channel", "sSE": "spatial", "fc1": "squeeze", "fc2": "excite", 
 
 def build(block, channels, dims, seed=0):
     torch.manual_seed(seed)
-    name, options = BLOCKS[block]
+    name, options = BLOCKS_AND_OPTIONS[block]
     return build_attention(name, channels, dims, **options)
 
 
@@ -51,24 +62,15 @@ def parameter_name(reference):
         ("scse2d_max", "scse", {}),
         ("scse2d_add", "scse", {"aggregation": "add"}),
         ("scse3d_max", "scse", {}),
+        ("simam2d", "simam", {}),
+        ("derived_simam3d", "simam", {}),
     ],
 )
 def test_blocks_give_the_outputs_and_gradients_of_the_authors_code(golden, name, options):
-    with np.load(GOLDENS / f"{golden}.npz") as file:
-        tensors = {key: torch.from_numpy(file[key]) for key in file.files if key != "meta"}
-    x = tensors["x"].requires_grad_()
-    block = build_attention(name, x.shape[1], x.ndim - 2, **options)
-    block.load_state_dict({parameter_name(key[6:]): value for key, value in tensors.items() if key.startswith("param.")})
-    y = block(x)
-    (y * tensors["w"]).sum().backward()
-    gradients = {parameter_name(key[7:]): value for key, value in tensors.items() if key.startswith("dparam.")}
-    assert set(gradients) == {key for key, _ in block.named_parameters()}
-    torch.testing.assert_close(y, tensors["y"], rtol=0, atol=1e-5)
-    torch.testing.assert_close(x.grad, tensors["dx"], rtol=0, atol=1e-5)
-    for key, parameter in block.named_parameters():
-        torch.testing.assert_close(
-            parameter.grad, gradients[key], rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
-        )
+    tensors = read_golden(golden)
+    block = build_attention(name, tensors["x"].shape[1], tensors["x"].ndim - 2, **options)
+    load_parameters(block, tensors, parameter_name)
+    assert_same_as_golden(block, tensors, parameter_name)
 
 
 def sigmoid(x):
@@ -89,10 +91,17 @@ def numpy_form(name, options, x, parameters):
         return x * gate.reshape(*gate.shape, *ones)
     if name == "sse":
         return x * np.moveaxis(sigmoid(affine("project", np.moveaxis(x, 1, -1))), -1, 1)
+    if name == "simam":
+        axes = tuple(range(2, x.ndim))
+        squares = (x - x.mean(axes, keepdims=True)) ** 2
+        variance = squares.sum(axes, keepdims=True) / max(1, x[0, 0].size - 1)
+        return x * sigmoid(squares / (4 * (variance + 1e-4)) + 0.5)
     branches = []
     for branch, form in (("channel", "cse"), ("spatial", "sse")):
         own = {key.removeprefix(f"{branch}."): value for key, value in parameters.items() if key.startswith(branch)}
         branches.append(numpy_form(form, {}, x, own))
+    if options["aggregation"] == "concat":
+        return np.moveaxis(affine("join", np.moveaxis(np.concatenate(branches, 1), 1, -1)), -1, 1)
     return {"max": np.maximum, "add": np.add, "multiply": np.multiply}[options["aggregation"]](*branches)
 
 
@@ -110,6 +119,7 @@ def test_blocks_follow_their_formulas_however_few_the_channels(block, dims):
 @pytest.mark.parametrize(
     ("name", "channels", "reduction", "expected"),
     [
+        ("simam", 16, None, 0),
         ("cse", 16, 2, 16 * 8 + 8 + 8 * 16 + 16),
         ("cse", 3, 2, 3 + 1 + 3 + 3),
         ("cse", 2, 16, 2 + 1 + 2 + 2),
@@ -119,7 +129,7 @@ def test_blocks_follow_their_formulas_however_few_the_channels(block, dims):
 )
 def test_number_of_parameters(name, channels, reduction, expected):
     for dims in (2, 3):
-        block = build_attention(name, channels, dims, reduction=reduction)
+        block = build_attention(name, channels, dims, **({} if reduction is None else {"reduction": reduction}))
         assert sum(parameter.numel() for parameter in block.parameters()) == expected
 
 
@@ -143,9 +153,9 @@ def test_turning_the_map_turns_the_result(block, dims):
 
 
 @every_dims
-@every_block
+@each_and_all
 def test_a_scan_is_not_influenced_by_its_batch(block, dims):
-    attention, x = build(block, 5, dims), random_map(5, dims, batch=3)
+    attention, x = build(block, 5, dims).eval(), random_map(5, dims, batch=3)
     torch.testing.assert_close(attention(x)[1:2], attention(x[1:2]), rtol=1e-6, atol=1e-7)
 
 
@@ -167,7 +177,7 @@ def test_gates_are_shared_along_the_axes_they_squeeze(dims):
 @every_block
 def test_gradients_are_those_of_finite_differences(block, dims):
     attention = build(block, 2, dims).double()
-    names, values = zip(*attention.named_parameters(), strict=True)
+    names, values = zip(*attention.named_parameters(), strict=True) if list(attention.parameters()) else ((), ())
     x = torch.randn(
         2, 2, *(2, 3, 2)[:dims], dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True
     )
@@ -205,7 +215,7 @@ def difficult_maps(channels, dims):
 
 @low_precision
 @every_dims
-@every_block
+@each_and_all
 def test_low_precision_keeps_its_type_and_makes_no_nan(block, dims, kind):
     squared = block == "scse, multiply" and kind == torch.float16  # has no room for the square of a large value
     for channels, under_autocast in ((1, True), (32, True), (3, False), (32, False)):
@@ -252,9 +262,9 @@ def test_autocast_drifts_no_further_than_rounding(block, dims, kind, offset):
 
 
 @every_dims
-@every_block
+@each_and_all
 def test_autocast_leaves_float32_maps_in_float32(block, dims):
-    attention, x = build(block, 4, dims), random_map(4, dims)
+    attention, x = build(block, 4, dims).eval(), random_map(4, dims)
     with torch.autocast("cpu", torch.bfloat16):
         y = attention(x)
     assert y.dtype == torch.float32
@@ -262,7 +272,7 @@ def test_autocast_leaves_float32_maps_in_float32(block, dims):
 
 
 @low_precision
-@every_block
+@each_and_all
 def test_low_precision_trains(block, kind):
     attention = build(block, 4, 3)
     x = random_map(4, 3).to(kind).requires_grad_()
@@ -275,17 +285,117 @@ def test_low_precision_trains(block, kind):
 
 
 @every_dims
-@every_block
+@each_and_all
 def test_blocks_run_without_memory_on_the_meta_device(block, dims):
     x = random_map(4, dims).to("meta")
     assert build(block, 4, dims).to("meta")(x).shape == x.shape
 
 
-@every_block
+@each_and_all
 def test_maps_need_not_be_contiguous(block):
-    attention, x = build(block, 4, 3), random_map(4, 3)
+    attention, x = build(block, 4, 3).eval(), random_map(4, 3)
     other = x.contiguous(memory_format=torch.channels_last_3d)
     torch.testing.assert_close(attention(other), attention(x), rtol=1e-6, atol=1e-7)
+
+
+# ------------------------------------------------------------------------------------------------------- training and exporting
+
+
+@every_dims
+@each_and_all
+def test_any_number_of_channels_trains_with_one_scan(block, dims):
+    for channels in (1, 2, 3, 17):
+        attention = build(block, channels, dims)
+        for sizes in ((4, 5, 6), (1, 1, 1), (1, 3, 2)):
+            x = torch.randn(1, channels, *sizes[:dims], requires_grad=True)
+            attention(x).square().sum().backward()
+            assert x.grad.isfinite().all()
+        for name, parameter in attention.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+def kept_for_backward(attention, x):
+    """Return the numbers that are kept for the backward pass, each memory counted once, without parameters."""
+    own = {parameter.data_ptr() for parameter in attention.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        if tensor.data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        attention(x)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "block", [*BLOCKS, "se", "eca", "fca", "coordinate", "spse", "rgse", "project_excite", "max(eca,scse)"]
+)
+def test_training_keeps_no_map_besides_the_input(block, kind):
+    attention = build(block, 16, 3)
+    x = torch.randn(1, 16, 24, 24, 24, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+        assert kept_for_backward(attention, x.to(kind)) < 1.1 * x.numel()
+
+
+@pytest.mark.parametrize("block", [name for name in BLOCKS_AND_OPTIONS if name not in ("fca_search", "bam", "gated_attention")])
+def test_compiled_blocks_give_the_same_values_and_gradients(block):
+    torch._dynamo.reset()
+    attention = build(block, 8, 3)
+    x = random_map(8, 3).requires_grad_()
+    compiled = torch.compile(copy.deepcopy(attention), fullgraph=True, backend="aot_eager", dynamic=False)
+    y, expected = compiled(x), attention(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    (gradient,), (wanted,) = (torch.autograd.grad(value.square().sum(), x) for value in (y, expected))
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
+
+
+@each_and_all
+def test_blocks_can_be_exported(block):
+    attention, x = build(block, 8, 3).eval(), random_map(8, 3)
+    program = torch.export.export(attention, (x,))
+    torch.testing.assert_close(program.module()(x), attention(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@each_and_all
+def test_blocks_can_be_exported_to_onnx(block):
+    pytest.importorskip("onnxscript")
+    reference = pytest.importorskip("onnx.reference")
+    attention, x = build(block, 8, 3).eval(), random_map(8, 3)
+    with torch.no_grad():
+        program = torch.onnx.export(attention, (x,), dynamo=True, verbose=False)
+        expected = attention(x).numpy()
+    (y,) = reference.ReferenceEvaluator(program.model_proto).run(None, {program.model_proto.graph.input[0].name: x.numpy()})
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [*BLOCKS, "coordinate"])
+def test_a_written_out_gradient_is_that_of_autograd(block):
+    attention = build(block, 3, 3).eval().double()
+    x, weights = random_map(3, 3).double().requires_grad_(), random_map(3, 3, seed=1).double()
+    inputs = [x, *attention.parameters()]
+    found = torch.autograd.grad((attention(x) * weights).sum(), inputs)
+    expected = torch.autograd.grad((attention(x) * weights).sum(), inputs, create_graph=True)  # goes through autograd alone
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@every_dims
+@every_block
+def test_gradients_can_be_differentiated_again(block, dims):
+    attention = build(block, 2, dims).double()
+    names, values = zip(*attention.named_parameters(), strict=True) if list(attention.parameters()) else ((), ())
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 2, *(2, 3, 2)[:dims], dtype=torch.float64, generator=generator, requires_grad=True)
+
+    def run(x, *values):
+        return functional_call(attention, dict(zip(names, values, strict=True)), x)
+
+    assert torch.autograd.gradgradcheck(run, (x, *values))
 
 
 # --------------------------------------------------------------------------------------------------------------- wrong inputs
@@ -314,7 +424,7 @@ def test_a_wrong_map_is_refused_with_both_shapes(dims, shape, expected):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("scsee", 4, 2), {}, "Unknown attention 'scsee'. Did you mean 'scse'? Valid names: cse, none, scse, sse."),
+        (("scsee", 4, 2), {}, "Unknown attention 'scsee'. Did you mean 'scse'? Valid names: adaptive, bam, "),
         (("transformer", 4, 2), {}, "Unknown attention 'transformer'. Valid names: "),
         (
             ("cse", 4, 2),
@@ -325,7 +435,7 @@ def test_a_wrong_map_is_refused_with_both_shapes(dims, shape, expected):
         (
             ("scse", 4, 2),
             {"aggregation": "multiplied"},
-            "Unknown aggregation 'multiplied'. Did you mean 'multiply'? Valid names: add, max, multiply.",
+            "Unknown aggregation 'multiplied'. Did you mean 'multiply'? Valid names: add, concat, max, multiply.",
         ),
         (("none", 4, 2), {"reduction": 2}, "'none' takes no options, but got reduction"),
         (("cse", 4, 1), {}, "`spatial_dims` to be 2 or 3, but got 1"),

@@ -140,7 +140,7 @@ def test_one_name_stands_for_all_levels_and_a_list_for_one_each():
     [
         (["cse", "sse"], PLACES, "`attention` to be one name or 3 of them, one a level, but got 2"),
         ([], PLACES, "`attention` to be one name or 3 of them, one a level, but got 0"),
-        ("scsee", (), "Unknown attention 'scsee'. Did you mean 'scse'? Valid names: cse, none, scse, sse."),
+        ("scsee", (), "Unknown attention 'scsee'. Did you mean 'scse'? Valid names: adaptive, bam, "),
         (["cse", "sse", "scsee"], ("encoder",), "Unknown attention 'scsee'. Did you mean 'scse'?"),
         ("cse", ("encoders",), "Unknown place in `attention_at` 'encoders'. Did you mean 'encoder'? Valid names: bottleneck,"),
         ("none", ("everywhere",), "Unknown place in `attention_at` 'everywhere'. Valid names: "),

@@ -357,7 +357,7 @@ def test_a_wrong_scan_is_refused_with_both_shapes(dims, shape, expected, norm):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention": "scsee"}, "Unknown attention 'scsee'. Did you mean 'scse'? Valid names: cse, none, scse, sse."),
+        ({"attention": "scsee"}, "Unknown attention 'scsee'. Did you mean 'scse'? Valid names: adaptive, bam, "),
         ({"attention": ["cse", "cse"]}, "`attention` to be one name or 3 of them, one a level, but got 2"),
         (
             {"attention": "cse", "attention_at": ["decoders"]},
