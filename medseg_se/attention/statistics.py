@@ -79,20 +79,19 @@ class Moments:
 
     def collect(self, x: Tensor, pieces: Iterator[tuple[Tile, Tensor]]) -> tuple[Tensor, ...]:
         """Join the moments of the tiles."""
-        axes, ones = tuple(range(2, x.ndim)), (1,) * (x.ndim - 2)
-        mean = x.new_zeros((*x.shape[:2], *ones), dtype=compute_type(x))
-        spread = torch.zeros_like(mean)
-        seen = [0] * x.shape[0]
+        axes = tuple(range(2, x.ndim))
+        samples: dict[int, list[tuple[Tensor, Tensor, int]]] = {}
         for tile, a in pieces:
-            samples = tile[0]
-            before, new = seen[samples.start], math.prod(a.shape[2:])
-            tile_mean = a.mean(axes, keepdim=True)
-            step = tile_mean - mean[samples]
-            share = new / (before + new)
-            mean[samples] += step * share
-            spread[samples] += (a - tile_mean).square_().sum(axes, keepdim=True) + step.square() * (before * share)
-            seen[samples.start] = before + new
-        return mean, spread / self._freedom(x.shape)
+            mean = a.mean(axes, keepdim=True)
+            squares = (a - mean).square_().sum(axes, keepdim=True)
+            samples.setdefault(tile[0].start, []).append((mean, squares, math.prod(a.shape[2:])))
+        means, spreads = [], []
+        for parts in samples.values():
+            tile_means, squares = (torch.stack(tensors) for tensors in zip(*(part[:2] for part in parts), strict=True))
+            voxels = x.new_tensor([part[2] for part in parts], dtype=tile_means.dtype).reshape(-1, *[1] * x.ndim)
+            means.append((tile_means * voxels).sum(0) / voxels.sum())
+            spreads.append((squares + voxels * (tile_means - means[-1]).square()).sum(0))
+        return torch.cat(means), torch.cat(spreads) / self._freedom(x.shape)
 
     def gradient(self, a: Tensor, tile: Tile, shape: torch.Size, results: tuple[Tensor, ...], grads: Any) -> Tensor:
         """∂mean/∂a = 1/n and ∂variance/∂a = 2(a − mean)/n, or /(n − 1)."""
@@ -150,7 +149,9 @@ def _average(a: Tensor, tile: Tile, shape: torch.Size, grid: Sequence[int]) -> T
     whole = [axis for axis, g in enumerate(grid, start=2) if g == 1]
     if whole:
         a = a.sum(whole, keepdim=True) / math.prod([shape[axis] for axis in whole])
-    for axis in sorted((axis for axis, g in enumerate(grid, start=2) if g > 1), key=lambda axis: axis == a.ndim - 1):
+    for axis in (3, 4, 2) if a.ndim == 5 else (2, 3):  # rows are added up fastest, and few of them are in a tile of a volume
+        if grid[axis - 2] <= 1:
+            continue
         a = torch.cat([_region_share(a, axis, tile[axis], region) for region in _regions(shape[axis], grid[axis - 2])], axis)
     return a
 

@@ -108,10 +108,10 @@ def tiles(x: Tensor) -> Iterator[Tile]:
         row = x.shape[1] * math.prod(x.shape[axis] for axis in axes[depth + 1 :])
         if row <= limit:
             break
-    step = max(1, round(limit / max(1, row)))
-    single = [[slice(at, at + 1) for at in range(x.shape[axis])] for axis in axes[:depth]]
     size = x.shape[axes[depth]]
-    rows = [slice(at, min(at + step, size)) for at in range(0, size, step)]
+    count = min(size, max(1, round(size * row / limit)))
+    single = [[slice(at, at + 1) for at in range(x.shape[axis])] for axis in axes[:depth]]
+    rows = [slice(number * size // count, (number + 1) * size // count) for number in range(count)]
     rest = [[slice(None)]] * (len(axes) - depth - 1)
     for samples, *spatial in itertools.product(*single, rows, *rest):
         yield (samples, slice(None), *spatial)

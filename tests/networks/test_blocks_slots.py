@@ -166,6 +166,6 @@ def test_a_channel_gate_before_the_sum_tells_scans_apart_only_without_instance_n
         gate = build_attention("cse", 4, 2)
         block = residual_block(ConvStyle(2, norm_name=name), 4, 4, 1, before=gate).eval()
         maps = block.units(torch.randn(6, 4, 8, 8))
-        gates[name] = gate.gate(maps).std(0).max().item()
+        gates[name] = gate.look(maps)["channel"].std(0).max().item()
     assert gates["instance"] < 1e-6  # the mean of a channel is the bias of the norm, so the gate never changes
     assert gates["batch"] > 1e-3
