@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from medseg_se.attention.adaptive import AdaptiveAttention, Unchanged
 from medseg_se.attention.bam import BAM
@@ -58,6 +58,7 @@ __all__ = [
     "attention_names",
     "build_attention",
     "discretise",
+    "follow_choices",
     "is_open",
 ]
 
@@ -142,8 +143,8 @@ def build_attention(name: str, channels: int, spatial_dims: int, **options: Any)
 def _build_one(name: str, channels: int, spatial_dims: int, options: Mapping[str, Any]) -> nn.Module:
     """Build one block; options under its own name are for it, those under the name of another block are not."""
     attention_names(name)
-    own = {key: value for key, value in options.items() if not _is_block(key, value) or name == "adaptive"}
-    own.update(options.get(name, {}))
+    own = {key: value for key, value in options.items() if key != name and (not _is_block(key, value) or name == "adaptive")}
+    own.update(options.get(name, {}))  # `adaptive` has options under the names of its own blocks
     if name == "none":
         if own:
             raise UsageError(f"Attention 'none' takes no options, but got {', '.join(own)}.")
@@ -176,6 +177,13 @@ def discretise(network: nn.Module) -> dict[str, str]:
     Returns what was chosen by the path of the block. Parameters go, so do this before an optimiser is made.
     """
     return {path: str(block.discretise()) for path, block in network.named_modules() if hasattr(block, "discretise")}
+
+
+def follow_choices(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make the choices that the network with this `state` had made, so that it can be loaded and optimised as that one was."""
+    for path, block in network.named_modules():
+        if hasattr(block, "follow_choice") and f"{path}.chosen" in state:
+            block.follow_choice(state[f"{path}.chosen"])
 
 
 def is_open(network: nn.Module) -> bool:

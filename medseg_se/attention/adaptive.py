@@ -79,11 +79,15 @@ class AdaptiveAttention(Joined):
             return [dy], ()
         return [dy * weight for weight in weights], tuple((dy * one).sum().reshape(weights[0].shape) for one in maps)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        chosen = int(state_dict.get(f"{prefix}chosen", torch.tensor(-1)))
-        if 0 <= chosen < len(self.names):
-            self.discretise(chosen)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def follow_choice(self, saved: Tensor) -> None:
+        """Make the choice of the block whose `chosen` is given, if it had made one."""
+        if 0 <= int(saved) < len(self.names):
+            self.discretise(int(saved))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if (saved := state_dict.get(f"{prefix}chosen")) is not None:
+            self.follow_choice(saved)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class Unchanged(Recalibration):

@@ -179,13 +179,16 @@ class FrequencySearch(_FrequencySqueeze):
         numbers = self.chosen if self.alpha is None else self.alpha.argmax(dim=1)
         return [self.candidates[number] for number in numbers.tolist()]
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
-        """End the search, or take it up again, if that is what the saved block did."""
-        saved = state_dict.get(prefix + "chosen")
-        if saved is not None and (saved >= 0).all():
+    def follow_choice(self, saved: Tensor) -> None:
+        """End the search, or take it up again, as the block did whose `chosen` is given."""
+        if (saved >= 0).all():
             self.alpha = None
-        elif saved is not None and self.alpha is None:
+        elif self.alpha is None:
             self.alpha = nn.Parameter(self.basis.new_zeros(self.parts, len(self.candidates)))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
+        if (saved := state_dict.get(f"{prefix}chosen")) is not None:
+            self.follow_choice(saved)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 

@@ -179,11 +179,16 @@ def _spread(grads: Sequence[Tensor], tile: Tile, shape: torch.Size, grids: Seque
             others.append(grad if grid[-1] == 1 else _along(len(shape) - 1, _weights(size, grid[-1], grad), grad))
         else:
             scale = grid[-1] / size if grid[-1] > 1 else 1
-            even.append(grad.repeat_interleave(finest // grid[-1], -1) * scale)
+            even.append(_repeated(grad * scale, finest // grid[-1]))
     total = functools.reduce(torch.add, even) if even else None
     if total is not None and finest > 1:
-        total = total.repeat_interleave(size // finest, -1)
+        total = _repeated(total, size // finest)
     return functools.reduce(torch.add, others if total is None else [total, *others])
+
+
+def _repeated(a: Tensor, times: int) -> Tensor:
+    """Repeat every entry along the last axis."""
+    return a if times == 1 else a.unsqueeze(-1).expand(*a.shape, times).flatten(-2)
 
 
 def _weights(size: int, g: int, like: Tensor) -> Tensor:

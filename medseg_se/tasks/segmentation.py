@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.segmentation import DiceScore
 
-from medseg_se.attention import discretise, is_open
+from medseg_se.attention import discretise, follow_choices, is_open
 from medseg_se.dims import ActivationName, NormName, check_dims
 from medseg_se.errors import CheckpointError, UsageError
 from medseg_se.losses import DeepSupervisionLoss, DiceCELoss
@@ -309,6 +309,7 @@ class SegmentationTask(pl.LightningModule):
             CheckpointError: The weights are those of a network that is built otherwise.
         """
         self.model_description = checkpoint.get("medseg_se", {})
+        follow_choices(self, checkpoint["state_dict"])
         shapes = {name: value.shape for name, value in checkpoint["state_dict"].items()}
         if shapes == {name: value.shape for name, value in self.state_dict().items()}:
             return

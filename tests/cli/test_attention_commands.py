@@ -1,6 +1,8 @@
 import json
 
+import numpy as np
 import pytest
+from known_network import write_checkpoint
 
 from medseg_se.cli.attention import split_names
 from medseg_se.cli.main import main
@@ -44,3 +46,50 @@ def test_wrong_words_are_explained_in_a_line(arguments, complaint, capsys):
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1
+
+
+@pytest.fixture
+def scan(tmp_path, write_scan, make_affine):
+    voxels = np.random.default_rng(0).normal(size=(12, 11, 10)).astype(np.float32)
+    return str(write_scan(tmp_path / "scan.nii.gz", voxels, make_affine("LPS", (1, 1.5, 2))))
+
+
+def checkpoint(tmp_path, **options):
+    chosen = {"channels": [4, 8], "attention": "scse", **options}
+    return str(write_checkpoint(tmp_path / "model.ckpt", network="unet", options=chosen))
+
+
+def test_inspect_writes_numbers_maps_and_a_page(tmp_path, scan, capsys):
+    output = tmp_path / "inspected"
+    assert main(["inspect", checkpoint(tmp_path), scan, "--output", str(output), "--patches", "2", "--device", "cpu"]) == 0
+    content = json.loads((output / "inspect.json").read_text(encoding="utf-8"))
+    assert (output / "inspect.png").stat().st_size > 10_000
+    assert len(list(output.glob("*.nii.gz"))) == 3  # encoder, bottleneck and decoder have a spatial gate each
+    assert content
+    assert "selectiv" in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"attention": "none"}, "attention"), ({"attention": "scse"}, "missing.nii.gz")],
+)
+def test_inspect_says_what_it_cannot_look_at(tmp_path, scan, capsys, options, words):
+    path = scan if options["attention"] == "none" else str(tmp_path / "missing.nii.gz")
+    assert main(["inspect", checkpoint(tmp_path, **options), path, "--output", str(tmp_path / "inspected")]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "inspected").exists()
+
+
+def test_cost_lists_what_papers_claim_beside_what_is_counted(tmp_path, capsys):
+    output = tmp_path / "published.json"
+    assert main(["cost", "--published", "--output", str(output)]) == 0
+    claims = {claim["claim"]: claim for claim in json.loads(output.read_text(encoding="utf-8"))["claims"]}
+    assert claims["ResNet-50, 1000 classes: parameters"]["counted"] == 25_557_032
+    assert "ECA" in capsys.readouterr().out
+
+
+def test_an_unknown_block_is_one_line(capsys):
+    assert main(["cost", "--attention", "scsee"]) == 2
+    assert "Did you mean 'scse'?" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from medseg_se.attention import discretise, is_open
 from medseg_se.data.sampling import PatchDataset
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import CheckpointError, UsageError
@@ -393,6 +394,49 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(make_data, tmp_pa
         torch.testing.assert_close(value, weights(task)[name], atol=1e-5, rtol=1e-4)
 
 
+ADAPTIVE = {
+    "attention": "adaptive",
+    "attention_options": {"adaptive": {"blocks": ["none", "cse", "simam"], "cse": {"reduction": 1}}},
+    "discretise_after": 0.5,
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_learnt_choices_become_final_within_the_run(make_data, tmp_path, optimizer):
+    class Watch(pl.Callback):
+        def __init__(self):
+            self.opened = []
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.opened.append(is_open(pl_module.network))
+
+    watch = Watch()
+    task = make_task(**ADAPTIVE, optimizer=optimizer)
+    trainer = make_trainer(tmp_path / "run", [watch])
+    trainer.fit(task, make_data())
+    assert watch.opened == [True, True, True, False, False, False]
+    held = [parameter for group in trainer.optimizers[0].param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in held} == {id(parameter) for parameter in task.network.parameters()}
+    assert set(trainer.optimizers[0].state) <= set(task.network.parameters())
+    loaded = Model.load(tmp_path / "run" / "last.ckpt", "cpu")
+    assert discretise(loaded.network) == discretise(task.network)
+    for name, value in loaded.network.state_dict().items():
+        torch.testing.assert_close(value, task.network.state_dict()[name])
+
+
+@pytest.mark.parametrize("stop", [2, 4])  # before and after the choice
+def test_a_run_interrupted_around_the_choice_goes_on_as_if_nothing_had_happened(make_data, tmp_path, stop):
+    task = make_task(lr=1e-2, **ADAPTIVE)
+    make_trainer(tmp_path / "whole").fit(task, make_data())
+    with pytest.raises(SystemExit):
+        make_trainer(tmp_path / "parts", [Record(stop)]).fit(make_task(lr=1e-2, **ADAPTIVE), make_data())
+    resumed, trainer = make_task(seed=5, lr=1e-2, **ADAPTIVE), make_trainer(tmp_path / "parts")
+    trainer.fit(resumed, make_data(), ckpt_path=tmp_path / "parts" / "last.ckpt", weights_only=True)
+    assert discretise(resumed.network) == discretise(task.network)
+    for name, value in weights(resumed).items():
+        torch.testing.assert_close(value, weights(task)[name], atol=1e-5, rtol=1e-4)
+
+
 def test_a_finished_run_goes_on_with_the_next_epoch(make_data, tmp_path):
     whole, first, second = Record(), Record(), Record()
     make_trainer(tmp_path / "whole", [whole], max_epochs=3).fit(make_task(), make_data())
@@ -415,6 +459,7 @@ def test_a_finished_run_goes_on_with_the_next_epoch(make_data, tmp_path):
         ({"network_options": {"depth": 3}}, "Unknown option of network 'unet' 'depth'"),
         ({"spatial_dims": 4}, "`spatial_dims`"),
         ({"warmup": 1.0}, "Expected `warmup` to be at least 0 and below 1, but got 1.0"),
+        ({"discretise_after": 1.0}, "Expected `discretise_after` to lie between 0 and 1, but got 1.0"),
         ({"lr": 0}, "Expected `lr` to be positive, but got 0"),
         ({"channels": [8]}, "Expected `channels` to hold at least two positive numbers"),
         ({"optimizer": "adam"}, "Expected `optimizer` to be adamw or sgd, but got 'adam'"),
