@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from medseg_se.attention.modes import evaluated
 from medseg_se.attention.recalibration import Recalibration
 
 _aten = torch.ops.aten
@@ -149,19 +150,14 @@ def count(network: nn.Module, x: Tensor, blocks: Sequence[str] = ()) -> Count:
         x: A meta tensor (N, C, *spatial).
         blocks: Names of modules to be counted apart, too.
     """
-    modes = {module: module.training for module in network.modules()}
     points: list[Point] = []
-    try:
-        with ExitStack() as hooks, torch.no_grad(), Counter() as counter:
-            for module in network.eval().modules():
-                if _is_streamed(module):
-                    _hook(hooks, module, _StreamedBytes(counter))
-            for name in blocks:
-                _hook(hooks, network.get_submodule(name), _Apart(counter, name, points))
-            network(x)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluated(network), ExitStack() as hooks, torch.no_grad(), Counter() as counter:
+        for module in network.modules():
+            if _is_streamed(module):
+                _hook(hooks, module, _StreamedBytes(counter))
+        for name in blocks:
+            _hook(hooks, network.get_submodule(name), _Apart(counter, name, points))
+        network(x)
     sizes = sorted(counter.sizes, key=lambda size: (math.prod(size), size), reverse=True)
     return Count(parameters(network), counter.work, counter.made, counter.largest, tuple(sizes), tuple(points))
 

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medseg_se.errors import DataError
+
 CLOSED, OPEN = 0.05, 0.95
 """Gates below the first count as closed, above the second as open."""
 
@@ -59,8 +61,14 @@ class GateSummary:
         self.counts: npt.NDArray[np.int64] = np.zeros(2**16, dtype=np.int64)  # of each value that half precision has
 
     def add(self, gate: Tensor) -> None:
-        """Count in gates (N, C or 1, *spatial or 1)."""
+        """Count in gates (N, C or 1, *spatial or 1).
+
+        Raises:
+            DataError: A gate is not finite.
+        """
         gate = gate.detach().float()
+        if not torch.isfinite(gate).all():
+            raise DataError("A gate of the network is not finite; the scan's intensities or the checkpoint are out of order.")
         sums = gate.double().sum(dim=(0, *range(2, gate.ndim))).cpu().numpy()
         self.sums = self.sums + sums if self.sums.size else sums
         self.n += gate.numel()

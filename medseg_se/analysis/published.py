@@ -209,14 +209,8 @@ def _operation_claims(resnet: _ResNet50) -> list[Claim]:
 
 
 def _share_claim(name: str, percent: float) -> Claim:
-    small = percent < 1
-    note = (
-        "Two per multiply–add, one per number for everything else."
-        if small
-        else "Averages over a grid are computed as products with the regions' weights, several operations for each number of "
-        "the map where one addition would do."
-    )
-    return Claim(f"ResNet-50 at 224²: % of FLOPs that {name} adds, at most", "commonly said", 1.0, percent, small, note)
+    note = "Two per multiply–add, one per number for everything else."
+    return Claim(f"ResNet-50 at 224²: % of FLOPs that {name} adds, at most", "commonly said", 1.0, percent, percent < 1, note)
 
 
 def _scse_claims() -> list[Claim]:

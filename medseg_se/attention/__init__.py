@@ -1,7 +1,7 @@
 """Attention blocks: each takes a feature map (N, C, *spatial) and returns one of the same shape and type, recalibrated.
 
-`ATTENTION` maps a name to its class; plug in your own with ``ATTENTION["mine"] = Mine``. A class is called with
-``(channels, spatial_dims, **options)``. `FeatureWeighting`, for features without space, stands beside the table.
+`ATTENTION` maps a name to what builds the block, mostly its class, called with ``(channels, spatial_dims, **options)``; plug in
+your own with ``ATTENTION["mine"] = Mine``. `FeatureWeighting`, for features without space, stands beside the table.
 """
 
 from __future__ import annotations
@@ -127,34 +127,29 @@ def build_attention(name: str, channels: int, spatial_dims: int, **options: Any)
     Raises:
         UsageError: Unknown name, an option that the block does not have, or a value it refuses.
     """
-    found = parse(name)
+    names, found = attention_names(name), parse(name)
     if isinstance(found, Hybrid):
-        known = attention_names(name)
-        for option in options:
-            if option not in known:
+        for option, value in options.items():
+            if option not in names or not isinstance(value, Mapping):
                 raise UsageError(
-                    f"Expected options of attention {name!r} under the names of its blocks ({', '.join(known)}), "
-                    f"such as {known[0]}={{...}}, but got {option!r}."
+                    f"Expected options of attention {name!r} under the names of its blocks ({', '.join(names)}), "
+                    f"such as {names[0]}={{...}}, but got {option!r}."
                 )
-        return found.build(lambda block: _build_one(block, channels, spatial_dims, options))
-    return _build_one(found, channels, spatial_dims, options)
+        return found.build(lambda block: _build_one(block, channels, spatial_dims, options.get(block, {})))
+    flat = {option: value for option, value in options.items() if option != name}
+    own = options.get(name, {})
+    if not isinstance(own, Mapping):
+        raise UsageError(f"Expected the options under {name!r} to be a mapping, but got {own!r}.")
+    return _build_one(found, channels, spatial_dims, {**flat, **own})
 
 
 def _build_one(name: str, channels: int, spatial_dims: int, options: Mapping[str, Any]) -> nn.Module:
-    """Build one block; options under its own name are for it, those under the name of another block are not."""
-    attention_names(name)
-    own = {key: value for key, value in options.items() if key != name and (not _is_block(key, value) or name == "adaptive")}
-    own.update(options.get(name, {}))  # `adaptive` has options under the names of its own blocks
     if name == "none":
-        if own:
-            raise UsageError(f"Attention 'none' takes no options, but got {', '.join(own)}.")
+        if options:
+            raise UsageError(f"Attention 'none' takes no options, but got {', '.join(options)}.")
         return nn.Identity()
-    check_options(f"attention {name!r}", ATTENTION[name], ("channels", "spatial_dims"), own)
-    return ATTENTION[name](channels, spatial_dims, **own)
-
-
-def _is_block(key: str, value: Any) -> bool:
-    return key in ATTENTION and isinstance(value, Mapping)
+    check_options(f"attention {name!r}", ATTENTION[name], ("channels", "spatial_dims"), options)
+    return ATTENTION[name](channels, spatial_dims, **options)
 
 
 def attention_names(name: str) -> list[str]:
@@ -188,4 +183,4 @@ def follow_choices(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def is_open(network: nn.Module) -> bool:
     """Tell whether a learnt choice is still to be made final in a network."""
-    return any(hasattr(block, "discretise") and block.alpha is not None for block in network.modules())
+    return any(hasattr(block, "discretise") and getattr(block, "alpha", None) is not None for block in network.modules())

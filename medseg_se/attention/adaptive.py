@@ -50,6 +50,8 @@ class AdaptiveAttention(Joined):
         """
         if self.alpha is not None:
             winner = int(self.alpha.argmax()) if winner is None else winner
+            if not 0 <= winner < len(self.names):
+                raise UsageError(f"Expected `winner` to be from 0 to {len(self.names) - 1}, but got {winner}.")
             self.chosen.fill_(winner)
             self.blocks, self.counts, self.alpha = nn.ModuleList([self.blocks[winner]]), [self.counts[winner]], None
         return self.names[int(self.chosen)]
@@ -80,8 +82,14 @@ class AdaptiveAttention(Joined):
         return [dy * weight for weight in weights], tuple((dy * one).sum().reshape(weights[0].shape) for one in maps)
 
     def follow_choice(self, saved: Tensor) -> None:
-        """Make the choice of the block whose `chosen` is given, if it had made one."""
-        if 0 <= int(saved) < len(self.names):
+        """Make the choice of the block whose `chosen` is given, if it had made one.
+
+        Raises:
+            UsageError: Another choice was made here, and what was dropped is gone.
+        """
+        if self.alpha is None and int(saved) != int(self.chosen):
+            raise UsageError(f"This block has chosen {self.names[int(self.chosen)]}, the saved one has not; build it anew.")
+        if int(saved) >= 0:
             self.discretise(int(saved))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:

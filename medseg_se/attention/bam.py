@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medseg_se.attention.checks import check_arguments
 from medseg_se.attention.norms import GateNorm, GateNormName
-from medseg_se.attention.precision import in_float32
+from medseg_se.attention.precision import flat_parameters, in_float32
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.attention.tiles import condense, full_precision
 from medseg_se.errors import UsageError
@@ -82,8 +82,8 @@ class BAM(Recalibration):
     def gated(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return ``x`` and the logits of both gates."""
         x, (channel,) = super().gated(x)
-        weight, bias = self.reduce.parameters()
-        hidden = condense(_project, len(weight), x, weight.flatten(1), bias)
+        weight, bias = flat_parameters(self.reduce)
+        hidden = condense(_project, len(weight), x, weight, bias)
         with full_precision(x):
             first, *others = self.norms
             hidden = torch.relu(first(hidden))

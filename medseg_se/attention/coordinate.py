@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from medseg_se.attention.checks import check_arguments
 from medseg_se.attention.norms import GateNorm, GateNormName
+from medseg_se.attention.precision import flat_parameters
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.attention.statistics import Averages, profiles
 from medseg_se.errors import UsageError, unknown_name
@@ -100,5 +101,5 @@ class CoordinateAttention(Recalibration):
 
 def _mixed(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a linear layer to the channels of (N, C, length), in the type of ``x``."""
-    weight, bias = (parameter.to(x.dtype) for parameter in layer.parameters())
+    weight, bias = (parameter.to(x.dtype) for parameter in flat_parameters(layer))
     return weight @ x + bias[:, None]

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from medseg_se.attention.modes import evaluated
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.attention.tiles import differentiate
 from medseg_se.errors import UsageError
@@ -96,10 +97,10 @@ class InOrder(nn.Sequential):
     def look(self, x: Tensor) -> dict[str, Tensor]:
         """Return the gates of every block, under its number and their own name."""
         gates = {}
-        for number, block in enumerate(self):
-            found = _look(block, x)
-            gates.update({f"{number} {name}": gate for name, gate in found.items()})
-            x = block(x)
+        with evaluated(self):
+            for number, block in enumerate(self):
+                gates.update({f"{number} {name}": gate for name, gate in _look(block, x).items()})
+                x = block(x)
         return gates
 
 
@@ -233,8 +234,7 @@ class SideBySide(Joined):
 @torch.no_grad()
 def _count_gates(block: Recalibration) -> int:
     """Return how many gates the block hands to `apply_gates`, by asking it for those of a small map."""
-    training = block.training
     sample = next((tensor for tensor in block.parameters()), torch.empty(0))
-    _, gates = block.eval().gated(sample.new_zeros((1, block.channels, *[2] * block.spatial_dims)))
-    block.train(training)
+    with evaluated(block):
+        _, gates = block.gated(sample.new_zeros((1, block.channels, *[2] * block.spatial_dims)))
     return len(gates)

@@ -9,6 +9,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 
+def flat_parameters(layer: nn.Module) -> tuple[Tensor, ...]:
+    """Return the weights (out, in) of a linear layer or a 1×1 convolution, and its biases (out) if it has any."""
+    bias = layer.bias
+    return layer.weight.flatten(1), *(() if bias is None else (bias,))  # type: ignore[operator, return-value]
+
+
 def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply `layer` to ``x`` in float32 (float64 stays), whatever the type of its parameters and inside autocast too."""
     kind = torch.promote_types(x.dtype, torch.float32)

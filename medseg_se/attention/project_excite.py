@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg_se.attention.checks import check_arguments
+from medseg_se.attention.precision import flat_parameters
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.attention.statistics import Averages, profiles
 
@@ -44,7 +45,9 @@ class ProjectExcite(Recalibration):
     def gates(self, *statistics: Tensor) -> tuple[Tensor, ...]:
         """Return the terms of the hidden layer, one along each axis, and the weights (C, hidden) and bias (C, 1) after it."""
         joint = torch.cat([profile.flatten(2) for profile in statistics], dim=2)
-        w_1, b_1, w_2, b_2 = (parameter.to(joint.dtype) for parameter in self.parameters())
+        w_1, b_1, w_2, b_2 = (
+            parameter.to(joint.dtype) for layer in (self.squeeze, self.excite) for parameter in flat_parameters(layer)
+        )
         first, *rest = torch.split(w_1 @ joint, [profile.shape[2:].numel() for profile in statistics], dim=2)
         terms = (first + b_1[:, None], *rest)
         shaped = (term.reshape(*term.shape[:2], *profile.shape[2:]) for term, profile in zip(terms, statistics, strict=True))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg_se.attention.checks import check_map
+from medseg_se.attention.modes import evaluated
 from medseg_se.attention.statistics import Averages
 from medseg_se.attention.tiles import Statistic, compute_type, full_precision, modulate, summarise
 
@@ -27,6 +28,12 @@ class Recalibration(nn.Module):
     label: ClassVar[str]
     channels: int
     spatial_dims: int
+
+    def __init_subclass__(cls) -> None:
+        """A class that changes the map in its own way does not inherit a derivative written for another."""
+        super().__init_subclass__()
+        if "derivative" not in vars(cls) and {"apply_gates", "gate"} & set(vars(cls)):
+            cls.derivative = Recalibration.derivative  # type: ignore[method-assign]
 
     def statistic(self) -> Statistic | None:
         """What is asked about the map: by default the mean of every channel."""
@@ -55,10 +62,8 @@ class Recalibration(nn.Module):
 
     def look(self, x: Tensor) -> dict[str, Tensor]:
         """Return the gates that `forward` uses on ``x``, as `views` names them, in evaluation."""
-        training = self.training
-        x, gates = self.eval().gated(x)  # leaves running statistics alone
-        self.train(training)
-        with full_precision(x):
+        with evaluated(self), full_precision(x):
+            x, gates = self.gated(x)
             return self.views(x.to(compute_type(x)), *gates)
 
     def gated(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

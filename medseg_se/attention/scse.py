@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from medseg_se.attention.cse import ChannelSE
+from medseg_se.attention.precision import flat_parameters
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.attention.sse import SpatialSE
 from medseg_se.dims import conv
@@ -56,8 +57,8 @@ class ChannelSpatialSE(Recalibration):
         """Return the channel gate, the spatial projection, and for "concat" the weights (C, 2C) and bias that join the maps."""
         join: tuple[Tensor, ...] = ()
         if self.aggregation == "concat":
-            weight, *bias = self.join.parameters()
-            join = (weight.flatten(1), *(value.reshape(1, -1, *[1] * self.spatial_dims) for value in bias))
+            weight, *bias = flat_parameters(self.join)
+            join = (weight, *(value.reshape(1, -1, *[1] * self.spatial_dims) for value in bias))
         return *self.channel.gates(*statistics), *self.spatial.gates(), *join
 
     def apply_gates(self, a: Tensor, *gates: Tensor, out: Tensor | None = None) -> Tensor:
@@ -99,5 +100,5 @@ class ChannelSpatialSE(Recalibration):
 
     def _split(self, a: Tensor, gates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Return the channel gate, the spatial gate and what joins the maps."""
-        count = 1 + len(list(self.spatial.parameters()))
+        count = 1 + len(self.spatial.gates())
         return gates[0], self.spatial.gate(a, *gates[1:count]), gates[count:]

@@ -65,7 +65,8 @@ class _SelfAttention(nn.Module):
         with full_precision(x):
             tokens = _in_type_of_map(self.norm, x.movedim(1, -1))
             projected = _in_type_of_map(self.queries_keys_values, tokens)
-            gathered = self.attend(projected.reshape(*tokens.shape[:-1], 3, self.heads, -1).movedim(-3, 0))
+            size = self.channels // self.heads
+            gathered = self.attend(projected.reshape(*tokens.shape[:-1], 3, self.heads, size).movedim(-3, 0))
             if self.gate is not None:
                 gathered = gathered * self._gate(self.gate, tokens).to(x.dtype)
             return x + _in_type_of_map(self.project, gathered.flatten(-2)).movedim(-1, 1)

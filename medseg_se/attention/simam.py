@@ -49,7 +49,7 @@ class SimAM(Recalibration):
     def gate(self, a: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """Return the gate (N, C, *spatial) in (½, 1)."""
         z = (a - mean) * scale
-        return torch.addcmul(z.new_tensor(0.5), z, z).sigmoid_()
+        return z.square().add_(0.5).sigmoid_()
 
     def apply_gates(self, a: Tensor, *gates: Tensor, out: Tensor | None = None) -> Tensor:
         """Scale the voxels of every channel."""
@@ -59,7 +59,7 @@ class SimAM(Recalibration):
         """Return the gradients of the map, of μ and of 1 / √4(v + λ)."""
         mean, scale = gates
         z = (a - mean) * scale
-        gate = torch.addcmul(z.new_tensor(0.5), z, z).sigmoid_()
+        gate = z.square().add_(0.5).sigmoid_()
         d_z = torch.ops.aten.sigmoid_backward(dy * a, gate).mul_(z)  # half of it: z² counts twice
         axes = tuple(range(2, a.ndim))
         d_scale = 2 * (d_z * z).sum(axes, keepdim=True) / scale

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medseg_se.attention.checks import check_arguments
+from medseg_se.attention.precision import flat_parameters
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.dims import conv
 
@@ -36,9 +37,7 @@ class SpatialSE(Recalibration):
 
     def gates(self, *statistics: Tensor) -> tuple[Tensor, ...]:
         """Return the weights (1, C) and the bias (1) of the projection."""
-        return tuple(
-            parameter.flatten() if parameter.ndim == 1 else parameter.flatten(1) for parameter in self.project.parameters()
-        )
+        return flat_parameters(self.project)
 
     def gate(self, a: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
         """Return the gate (N, 1, *spatial) in (0, 1)."""

@@ -85,6 +85,8 @@ class Moments:
             mean = a.mean(axes, keepdim=True)
             squares = (a - mean).square_().sum(axes, keepdim=True)
             samples.setdefault(tile[0].start, []).append((mean, squares, math.prod(a.shape[2:])))
+        if not samples:
+            return (x.new_zeros((0, x.shape[1], *[1] * len(axes)), dtype=compute_type(x)),) * 2
         means, spreads = [], []
         for parts in samples.values():
             tile_means, squares = (torch.stack(tensors) for tensors in zip(*(part[:2] for part in parts), strict=True))

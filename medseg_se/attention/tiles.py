@@ -147,7 +147,9 @@ class _Modulate(torch.autograd.Function):
         with full_precision(x):
             if torch.is_grad_enabled():  # the gradient is to be differentiated in its turn
                 y = ctx.formula(x.to(compute_type(x)), *inputs[1:])
-                return None, None, *_gradients(y, inputs, dy.to(y.dtype), again=True)
+                needed = [tensor for tensor, need in zip(inputs, ctx.needs_input_grad[2:], strict=True) if need]
+                found = iter(_gradients(y, needed, dy.to(y.dtype), again=True))
+                return None, None, *(next(found) if need else None for need in ctx.needs_input_grad[2:])
             dx, gate_grads = torch.empty_like(x), [torch.zeros_like(gate) for gate in inputs[1:]]
             for tile in tiles(x):
                 arguments = [x[tile].to(compute_type(x)), *(part(gate, tile) for gate in inputs[1:])]

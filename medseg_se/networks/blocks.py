@@ -50,7 +50,7 @@ class AttentionPlan:
             raise UsageError(f"Expected `attention` to be one name or {levels} of them, one a level, but got {len(names)}.")
         known = {block for name in names for block in attention_names(name)}
         for option, value in (options or {}).items():
-            if isinstance(value, Mapping) and option not in known:
+            if isinstance(value, Mapping) and option not in known and set(names) != {"adaptive"}:
                 raise unknown_name("block in `attention_options`", option, known)
         for place in places:
             if place not in PLACES:
@@ -63,7 +63,8 @@ class AttentionPlan:
         if place not in self.places or name == "none":
             return nn.Identity()
         known = attention_names(name)
-        own = {option: value for option, value in self.options.items() if option in known or not isinstance(value, Mapping)}
+        alone = set(self.names) == {"adaptive"}  # whose blocks' options need no name around them
+        own = {key: value for key, value in self.options.items() if alone or key in known or not isinstance(value, Mapping)}
         return build_attention(name, channels, spatial_dims, **own)
 
 
@@ -102,19 +103,21 @@ class ConvUnit(nn.Sequential):
 
     def with_attention(self, x: Tensor, attention: nn.Module) -> Tensor:
         """Run the unit and the block after it; training keeps no map more for the block, see `recomputed`."""
-        x = self.conv(x)
         can_run_again = isinstance(self.norm, _NORMS) and isinstance(self.dropout, nn.Identity)
-        if isinstance(attention, nn.Identity) or not can_run_again:
-            return attention(self._finish(x))  # type: ignore[no-any-return]
-        return recomputed(self._finish, attention, x, again=partial(self._finish_again, training=self.norm.training))
+        watched = any(part._forward_hooks or part._forward_pre_hooks for part in self.modules())
+        if watched or not can_run_again:
+            return attention(self(x))  # type: ignore[no-any-return]
+        again = partial(self._finish_again, training=self.norm.training)
+        return recomputed(self._finish, attention, self.conv(x), again=again)
 
     def _finish(self, x: Tensor) -> Tensor:
         return self.act(self.dropout(self.norm(x)))  # type: ignore[no-any-return]
 
     def _finish_again(self, x: Tensor, training: bool) -> Tensor:
         norm = self.norm
-        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d) and training:  # and its running statistics stay as they are
-            return self.act(F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps))  # type: ignore[no-any-return]
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):  # whose running statistics stay as they are
+            running = (None, None) if training else (norm.running_mean, norm.running_var)
+            return self.act(F.batch_norm(x, *running, norm.weight, norm.bias, None in running, 0.0, norm.eps))  # type: ignore[no-any-return]
         return self.act(norm(x))  # type: ignore[no-any-return]
 
 
@@ -157,6 +160,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, *spatial) to (N, out_channels, *spatial / stride)."""
+        if isinstance(self.attention, nn.Identity):
+            return self.units(x)  # type: ignore[no-any-return]
         *units, last = self.units
         for unit in units:
             x = unit(x)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from medseg_se.attention.tiles import is_recorded
+from medseg_se.errors import UsageError
 
 
 def recomputed(
@@ -25,8 +26,12 @@ def recomputed(
     Args:
         first: The cheap part; it must leave its inputs as they are.
         then: The rest.
-        inputs: What `first` works on, and keeps for its own gradient in any case.
+        inputs: What `first` works on, and keeps for its own gradient in any case. Saved-tensor hooks around the call see
+            nothing of what is kept here.
         again: Returns the same values as `first`, without its lasting effects such as new running statistics.
+
+    Raises:
+        UsageError: `then` changes its input in place.
     """
     if not torch.is_grad_enabled() or is_recorded(inputs[0]):
         return then(first(*inputs))
@@ -34,7 +39,13 @@ def recomputed(
     with saved_tensors_hooks(middle.pack, middle.unpack):
         x = first(*inputs)
         middle.forget(x)
-        return then(x)
+        y = then(x)
+    if x._version != middle.version:
+        raise UsageError(
+            "Expected the block after a normalisation to leave its input as it is, but it changed it in place; "
+            "let it work on a copy."
+        )
+    return y
 
 
 class _Middle:
@@ -48,19 +59,20 @@ class _Middle:
         kind = inputs[0].device.type
         self.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         self.value: Tensor | None = None
+        self.version = 0
         self.where: tuple[Any, ...] | None = None
         self.early: list[_Saved] = []
 
     def pack(self, tensor: Tensor) -> Any:
-        """Return what is kept for `tensor`."""
+        """Return what is kept for `tensor`, cut off from the graph: an operation that kept its own result would never end."""
         if self.where is not None:
-            return self if self.where == _where(tensor) else tensor
-        self.early.append(_Saved(tensor))
+            return self if self.where == _where(tensor) and tensor._version == self.version else tensor.detach()
+        self.early.append(_Saved(tensor.detach()))
         return self.early[-1]
 
     def forget(self, x: Tensor) -> None:
         """From here on ``x`` is the map in between; let go where it was kept already."""
-        self.where = _where(x)
+        self.where, self.version = _where(x), x._version
         for saved in self.early:
             if isinstance(saved.content, Tensor) and _where(saved.content) == self.where:
                 saved.content = self

@@ -39,7 +39,7 @@ class UNet(nn.Module):
         deep_supervision: In training, return the logits of every decoder level.
         attention: Name of an attention block, or one name a level.
         attention_at: Where it sits; see `AttentionPlan`.
-        attention_options: Options of the attention block.
+        attention_options: Options of the attention block, or of each kind of block under its name.
 
     Raises:
         UsageError: An argument that makes no sense.

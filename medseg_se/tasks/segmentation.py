@@ -118,6 +118,10 @@ class SegmentationTask(pl.LightningModule):
             **(network_options or {}),
         }
         self.network = build_network(network, in_channels, num_classes, spatial_dims, **self.network_arguments)
+        if discretise_after is not None and not is_open(self.network):
+            raise UsageError(
+                "Expected `attention` with a choice to learn, adaptive or fca_search, where `discretise_after` is given."
+            )
         self.loss = DeepSupervisionLoss(DiceCELoss(dice_weight, ce_weight))
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.schedule, self.warmup, self.discretise_after = schedule, warmup, discretise_after
@@ -166,6 +170,8 @@ class SegmentationTask(pl.LightningModule):
         """Make learnt choices of attention final once their share of the run is over."""
         if self.discretise_after is None or self.done() < self.discretise_after or not is_open(self.network):
             return
+        if self.trainer.world_size > 1:
+            raise UsageError("Expected one device where `discretise_after` is given: several might choose at different steps.")
         chosen = discretise(self.network)
         left = set(self.network.parameters())
         for optimizer in self.trainer.optimizers:  # nothing of what was dropped may reach the checkpoint

@@ -86,6 +86,18 @@ def test_discretising_a_network_ends_a_search_for_frequencies_too():
     assert not [name for name, _ in network.named_parameters() if "alpha" in name]
 
 
+def test_a_choice_that_was_made_is_not_undone_by_another():
+    first, second = build(), build(alpha=(3.0, 0.0, 0.0, 0.0))
+    first.discretise()
+    second.discretise()
+    with pytest.raises(UsageError, match="has chosen none, the saved one has not"):
+        second.load_state_dict(first.state_dict())
+    with pytest.raises(UsageError, match="has chosen none, the saved one has not"):
+        second.load_state_dict(build().state_dict())
+    with pytest.raises(UsageError, match="`winner` to be from 0 to 3, but got 7"):
+        build().discretise(7)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,13 +1,14 @@
 import copy
 
 import numpy as np
+import onnx.reference
 import pytest
 import torch
 from golden import assert_same_as_golden, load_parameters, read_golden
 from torch import nn
 from torch.func import functional_call
 
-from medseg_se.attention import ATTENTION, build_attention
+from medseg_se.attention import ATTENTION, ChannelSE, build_attention
 from medseg_se.errors import UsageError
 from medseg_se.networks import UNet
 
@@ -360,16 +361,20 @@ def test_blocks_can_be_exported(block):
     torch.testing.assert_close(program.module()(x), attention(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-@each_and_all
+SOON = ("scse, max", "coordinate", "window_attention")
+
+
+@pytest.mark.parametrize(
+    "block", [block if block in SOON else pytest.param(block, marks=pytest.mark.slow) for block in BLOCKS_AND_OPTIONS]
+)
 def test_blocks_can_be_exported_to_onnx(block):
-    pytest.importorskip("onnxscript")
-    reference = pytest.importorskip("onnx.reference")
     attention, x = build(block, 8, 3).eval(), random_map(8, 3)
     with torch.no_grad():
         program = torch.onnx.export(attention, (x,), dynamo=True, verbose=False)
         expected = attention(x).numpy()
-    (y,) = reference.ReferenceEvaluator(program.model_proto).run(None, {program.model_proto.graph.input[0].name: x.numpy()})
+    (y,) = onnx.reference.ReferenceEvaluator(program.model_proto).run(
+        None, {program.model_proto.graph.input[0].name: x.numpy()}
+    )
     np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -396,6 +401,44 @@ def test_gradients_can_be_differentiated_again(block, dims):
         return functional_call(attention, dict(zip(names, values, strict=True)), x)
 
     assert torch.autograd.gradgradcheck(run, (x, *values))
+
+
+@each_and_all
+def test_an_empty_batch_comes_back_empty(block):
+    assert build(block, 4, 3).eval()(torch.zeros(0, 4, 3, 3, 3)).shape == (0, 4, 3, 3, 3)
+
+
+@each_and_all
+def test_looking_leaves_no_trace(block):
+    attention, x = build(block, 4, 3), random_map(4, 3)
+    parts = list(attention.modules())
+    parts[-1].eval()
+    modes, state = [part.training for part in parts], copy.deepcopy(attention.state_dict())
+    gates = attention.look(x)
+    assert [part.training for part in parts] == modes
+    for name, value in attention.state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=0, atol=0, msg=name)
+    for name, gate in gates.items():
+        assert all(size in (1, full) for size, full in zip(gate.shape, x.shape, strict=True)), name
+        assert gate.isfinite().all()
+    with pytest.raises(UsageError):
+        attention.look(x[:, :3])
+    assert [part.training for part in parts] == modes
+
+
+@pytest.mark.parametrize("block", ["sse", "scse, max", "coordinate", "project_excite", "bam", "max(eca,scse)", "adaptive"])
+def test_second_gradients_exist_where_only_the_map_is_trained(block):
+    attention = build(block, 2, 2).eval().double().requires_grad_(False)
+    x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(attention, (x,))
+
+
+def test_a_block_that_changes_the_map_in_its_own_way_gets_its_own_gradient():
+    class Mine(ChannelSE):
+        def apply_gates(self, a, *gates, out=None):
+            return torch.add(a, a * gates[0], out=out)
+
+    assert torch.autograd.gradcheck(Mine(2, 2).double(), random_map(2, 2).double().requires_grad_())
 
 
 # --------------------------------------------------------------------------------------------------------------- wrong inputs

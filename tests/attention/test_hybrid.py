@@ -120,6 +120,31 @@ def test_a_block_of_ones_own_can_be_part_of_a_hybrid(monkeypatch):
     torch.testing.assert_close(build_attention("add(twice,none)", 4, 2)(x), 3 * x)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("eca", {"coordinate": {"reduction": 4}}, "Unknown option of attention 'eca' 'coordinate'"),
+        ("none", {"eca": {}}, "'none' takes no options, but got eca"),
+        ("eca", {"eca": 5}, "Expected the options under 'eca' to be a mapping, but got 5"),
+        ("eca+cse", {"eca": 5}, "under the names of its blocks (eca, cse)"),
+    ],
+)
+def test_options_that_no_block_has_are_refused(name, options, message):
+    with pytest.raises(UsageError) as error:
+        build_attention(name, 8, 3, **options)
+    assert message in str(error.value)
+
+
+def test_options_of_a_learnt_choice_and_of_a_block_beside_it_are_kept_apart():
+    options = {"adaptive": {"blocks": ["none", "cse"], "cse": {"reduction": 4}}, "eca": {"kernel_size": 5}}
+    block = build_attention("adaptive+eca", 16, 3, **options)
+    assert block[0].blocks[1].squeeze.out_features == 4
+    assert block[1].conv.weight.shape[-1] == 5
+    flat = {"blocks": ["none", "cse"], "cse": {"reduction": 4}}
+    network = UNet(1, 2, 3, channels=(8, 16), attention="adaptive", attention_options=flat)
+    assert network.bottleneck.attention.blocks[1].squeeze.out_features == 4
+
+
 def test_a_network_takes_hybrids_and_one_entry_a_level():
     names = ["none", "eca", "eca+coordinate", "max(cse,simam)"]
     options = {"eca": {"kernel_size": 5}, "coordinate": {"min_hidden": 4}}
