@@ -81,9 +81,9 @@ class _SelfAttention(nn.Module):
             gate = self._gate(self.gate, tokens)
             return {"voxel": gate.expand(*gate.shape[:-1], self.channels // self.heads).flatten(-2).movedim(-1, 1)}
 
-    def _gate(self, layer: nn.Module, tokens: Tensor) -> Tensor:
+    def _gate(self, layer: nn.Linear, tokens: Tensor) -> Tensor:
         """Return σ(W_g t + b_g) as (N, *spatial, heads, C / heads or 1)."""
-        return torch.sigmoid(in_float32(layer, tokens)).reshape(*tokens.shape[:-1], self.heads, -1)
+        return torch.sigmoid(in_float32(layer, tokens)).reshape(*tokens.shape[:-1], self.heads, layer.out_features // self.heads)
 
 
 class GatedSelfAttention(_SelfAttention):

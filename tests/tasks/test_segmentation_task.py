@@ -459,7 +459,7 @@ def test_a_finished_run_goes_on_with_the_next_epoch(make_data, tmp_path):
         ({"network_options": {"depth": 3}}, "Unknown option of network 'unet' 'depth'"),
         ({"spatial_dims": 4}, "`spatial_dims`"),
         ({"warmup": 1.0}, "Expected `warmup` to be at least 0 and below 1, but got 1.0"),
-        ({"discretise_after": 0.5, "attention": "scse"}, "Expected attention with a choice to learn"),
+        ({"discretise_after": 0.5, "attention": "scse"}, "Expected `attention` with a choice to learn"),
         ({"discretise_after": 1.0}, "Expected `discretise_after` to lie between 0 and 1, but got 1.0"),
         ({"lr": 0}, "Expected `lr` to be positive, but got 0"),
         ({"channels": [8]}, "Expected `channels` to hold at least two positive numbers"),
