@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medseg_se.attention.modes import evaluated
 from medseg_se.attention.recalibration import Recalibration
-from medseg_se.attention.tiles import differentiate
+from medseg_se.attention.tiles import differentiate, larger
 from medseg_se.errors import UsageError
 
 Join = Literal["max", "add"]
@@ -118,7 +118,7 @@ class Separately(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, *spatial) to the same shape."""
-        joined: Tensor = reduce(torch.maximum if self.join == "max" else torch.add, [block(x) for block in self.blocks])
+        joined: Tensor = reduce(larger if self.join == "max" else torch.add, [block(x) for block in self.blocks])
         return joined
 
     def look(self, x: Tensor) -> dict[str, Tensor]:
@@ -214,7 +214,7 @@ class SideBySide(Joined):
 
     def join_maps(self, maps: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor | None) -> Tensor:
         """Return the maximum or the sum of the maps."""
-        join = torch.maximum if self.join == "max" else torch.add
+        join = larger if self.join == "max" else torch.add
         return join(reduce(join, maps[:-1]), maps[-1], out=out)
 
     def split_gradient(

@@ -16,6 +16,7 @@ from medseg_se.attention.cse import ChannelSE
 from medseg_se.attention.precision import flat_parameters
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.attention.sse import SpatialSE
+from medseg_se.attention.tiles import larger
 from medseg_se.dims import conv
 from medseg_se.errors import unknown_name
 
@@ -65,7 +66,7 @@ class ChannelSpatialSE(Recalibration):
         """Recalibrate twice and join the maps."""
         channel, spatial, join = self._split(a, gates)
         if self.aggregation == "max":
-            return torch.maximum(a * channel, a * spatial, out=out)
+            return larger(a * channel, a * spatial, out)
         if self.aggregation == "add":
             return torch.mul(a, channel + spatial, out=out)
         if self.aggregation == "multiply":

@@ -83,7 +83,9 @@ class _SelfAttention(nn.Module):
 
     def _gate(self, layer: nn.Linear, tokens: Tensor) -> Tensor:
         """Return σ(W_g t + b_g) as (N, *spatial, heads, C / heads or 1)."""
-        return torch.sigmoid(in_float32(layer, tokens)).reshape(*tokens.shape[:-1], self.heads, layer.out_features // self.heads)
+        return torch.sigmoid(in_float32(layer, tokens)).reshape(
+            *tokens.shape[:-1], self.heads, layer.out_features // self.heads
+        )
 
 
 class GatedSelfAttention(_SelfAttention):

@@ -99,6 +99,17 @@ def is_recorded(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or tracing or x.is_meta or transformed()
 
 
+def larger(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the elementwise maximum.
+
+    While a graph is recorded to be differentiated it is written without a comparison: the masks in the gradient of
+    `torch.maximum` keep Inductor from vectorising on CPUs, which took twelve times as long.
+    """
+    if is_recorded(a) and torch.is_grad_enabled():
+        return 0.5 * (a + b + (a - b).abs())
+    return torch.maximum(a, b, out=out)
+
+
 def tiles(x: Tensor) -> Iterator[Tile]:
     """Cut (N, C, *spatial) into index tuples: several samples, or some rows of an axis where one sample is too large."""
     limit = _TILE_SIZE.get(x.device.type, _TILE_SIZE["other"])
