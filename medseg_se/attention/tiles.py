@@ -105,7 +105,7 @@ def larger(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     While a graph is recorded to be differentiated it is written without a comparison: the masks in the gradient of
     `torch.maximum` keep Inductor from vectorising on CPUs, which took twelve times as long.
     """
-    if is_recorded(a) and torch.is_grad_enabled():
+    if is_recorded(a) and torch.is_grad_enabled() and not torch.compiler.is_exporting():
         return 0.5 * (a + b + (a - b).abs())
     return torch.maximum(a, b, out=out)
 
