@@ -7,17 +7,17 @@ as the operations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from medseg_se.attention.choice import LearntChoice
 from medseg_se.attention.hybrid import Joined
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.errors import UsageError
 
 
-class AdaptiveAttention(Joined):
+class AdaptiveAttention(LearntChoice, Joined):
     """Weigh the results of several blocks: ``Σ softmax(α)ₖ · blockₖ(x)``, until `discretise` keeps the heaviest alone.
 
     A checkpoint of a network whose choices were made loads into one where they are open: it makes the same choices.
@@ -27,14 +27,13 @@ class AdaptiveAttention(Joined):
     """
 
     label = "adaptive attention"
-    chosen: Tensor
 
     def __init__(self, blocks: Mapping[str, Recalibration]) -> None:
         if len(blocks) < 2:
             raise UsageError(f"Expected `blocks` to name two blocks or more, but got {', '.join(blocks) or 'none'}.")
         super().__init__(list(blocks.values()))
         self.names = list(blocks)
-        self.alpha: nn.Parameter | None = nn.Parameter(torch.zeros(len(blocks)))
+        self.alpha = nn.Parameter(torch.zeros(len(blocks)))
         self.register_buffer("chosen", torch.tensor(-1))
 
     def choice(self) -> dict[str, float]:
@@ -91,11 +90,6 @@ class AdaptiveAttention(Joined):
             raise UsageError(f"This block has chosen {self.names[int(self.chosen)]}, the saved one has not; build it anew.")
         if int(saved) >= 0:
             self.discretise(int(saved))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        if (saved := state_dict.get(f"{prefix}chosen")) is not None:
-            self.follow_choice(saved)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class Unchanged(Recalibration):

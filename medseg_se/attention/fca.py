@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from medseg_se.attention.choice import LearntChoice
 from medseg_se.attention.cse import ChannelSE
 from medseg_se.attention.statistics import Averages
 from medseg_se.errors import UsageError, unknown_name
@@ -128,7 +129,7 @@ class FrequencyAttention(_FrequencySqueeze):
         return self.basis
 
 
-class FrequencySearch(_FrequencySqueeze):
+class FrequencySearch(LearntChoice, _FrequencySqueeze):
     """Find each part's frequency while training (FcaNet-NAS): ``x · σ(W₂ relu(W₁ Σ_f softmax(α)_f DCT_f(x)))``.
 
     α is trained along with the other parameters and weights all 49 frequencies, 343 in 3D. `discretise` then leaves each part
@@ -147,8 +148,6 @@ class FrequencySearch(_FrequencySqueeze):
     """
 
     label = "FcaNet-NAS"
-    alpha: nn.Parameter | None
-    chosen: Tensor
 
     def __init__(self, channels: int, spatial_dims: int, parts: int = 16, reduction: int = 16, grid: int = 7) -> None:
         if parts < 1:
@@ -185,11 +184,6 @@ class FrequencySearch(_FrequencySqueeze):
             self.alpha = None
         elif self.alpha is None:
             self.alpha = nn.Parameter(self.basis.new_zeros(self.parts, len(self.candidates)))
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
-        if (saved := state_dict.get(f"{prefix}chosen")) is not None:
-            self.follow_choice(saved)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def _all_frequencies(spatial_dims: int) -> list[Frequency]:

@@ -6,7 +6,7 @@ Roy et al., IEEE TMI 2019, https://arxiv.org/abs/1808.08127, compare ways to joi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
@@ -96,12 +96,12 @@ class InOrder(nn.Sequential):
 
     def look(self, x: Tensor) -> dict[str, Tensor]:
         """Return the gates of every block, under its number and their own name."""
-        gates = {}
+        found = []
         with evaluated(self):
-            for number, block in enumerate(self):
-                gates.update({f"{number} {name}": gate for name, gate in _look(block, x).items()})
+            for block in self:
+                found.append(_look(block, x))
                 x = block(x)
-        return gates
+        return _numbered(found)
 
 
 class Separately(nn.Module):
@@ -123,12 +123,15 @@ class Separately(nn.Module):
 
     def look(self, x: Tensor) -> dict[str, Tensor]:
         """Return the gates of every block, under its number and their own name."""
-        found = enumerate(_look(block, x) for block in self.blocks)
-        return {f"{number} {name}": gate for number, views in found for name, gate in views.items()}
+        return _numbered(_look(block, x) for block in self.blocks)
 
 
 def _look(block: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return block.look(x) if hasattr(block, "look") else {}  # type: ignore[operator]
+
+
+def _numbered(found: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{number} {name}": gate for number, views in enumerate(found) for name, gate in views.items()}
 
 
 class Joined(Recalibration):
@@ -183,8 +186,7 @@ class Joined(Recalibration):
     def views(self, a: Tensor, *gates: Tensor) -> dict[str, Tensor]:
         """Return the gates of every block, under its number and their own name."""
         own, _ = self._split(gates)
-        found = enumerate(block.views(a, *mine) for block, mine in zip(self._blocks(), own, strict=True))
-        return {f"{number} {name}": gate for number, views in found for name, gate in views.items()}
+        return _numbered(block.views(a, *mine) for block, mine in zip(self._blocks(), own, strict=True))
 
     def _blocks(self) -> list[Recalibration]:
         return list(self.blocks)  # type: ignore[arg-type]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from medseg_se.attention.tiles import compute_type, full_precision
 
 
 def flat_parameters(layer: nn.Module) -> tuple[Tensor, ...]:
@@ -17,8 +17,12 @@ def flat_parameters(layer: nn.Module) -> tuple[Tensor, ...]:
 
 def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply `layer` to ``x`` in float32 (float64 stays), whatever the type of its parameters and inside autocast too."""
-    kind = torch.promote_types(x.dtype, torch.float32)
-    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):  # meta tensors know no autocast
+    return in_type(layer, x, compute_type(x))
+
+
+def in_type(layer: nn.Module, x: Tensor, kind: torch.dtype) -> Tensor:
+    """Apply `layer` to ``x`` in the type `kind`, whatever that of its parameters and inside autocast too."""
+    with full_precision(x):
         if all(parameter.dtype == kind for parameter in layer.parameters()):
             y: Tensor = layer(x.to(kind))
         else:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg_se.attention.checks import check_arguments, check_map
-from medseg_se.attention.precision import in_float32
+from medseg_se.attention.precision import in_float32, in_type
 from medseg_se.attention.tiles import full_precision
 from medseg_se.dims import Size, per_axis
 from medseg_se.errors import UsageError, unknown_name
@@ -63,13 +63,13 @@ class _SelfAttention(nn.Module):
         """Add to ``x`` (N, C, *spatial) what each voxel gathers from others."""
         self.check(x)
         with full_precision(x):
-            tokens = _in_type_of_map(self.norm, x.movedim(1, -1))
-            projected = _in_type_of_map(self.queries_keys_values, tokens)
+            tokens = in_type(self.norm, x.movedim(1, -1), x.dtype)
+            projected = in_type(self.queries_keys_values, tokens, x.dtype)
             size = self.channels // self.heads
             gathered = self.attend(projected.reshape(*tokens.shape[:-1], 3, self.heads, size).movedim(-3, 0))
             if self.gate is not None:
                 gathered = gathered * self._gate(self.gate, tokens).to(x.dtype)
-            return x + _in_type_of_map(self.project, gathered.flatten(-2)).movedim(-1, 1)
+            return x + in_type(self.project, gathered.flatten(-2), x.dtype).movedim(-1, 1)
 
     def look(self, x: Tensor) -> dict[str, Tensor]:
         """Return the gate that `forward` uses on ``x``, as (N, C, *spatial) under "voxel"; nothing if there is none."""
@@ -77,7 +77,7 @@ class _SelfAttention(nn.Module):
         if self.gate is None:
             return {}
         with full_precision(x):
-            tokens = _in_type_of_map(self.norm, x.movedim(1, -1))
+            tokens = in_type(self.norm, x.movedim(1, -1), x.dtype)
             gate = self._gate(self.gate, tokens)
             return {"voxel": gate.expand(*gate.shape[:-1], self.channels // self.heads).flatten(-2).movedim(-1, 1)}
 
@@ -223,10 +223,3 @@ def _cut(size: int, window: int, shift: bool) -> list[tuple[int, int]]:
     whole = (size - first) // window * window
     last = size - first - whole
     return [(length, own) for length, own in ((first, first), (whole, window), (last, last)) if length]
-
-
-def _in_type_of_map(layer: nn.Module, tokens: Tensor) -> Tensor:
-    """Apply a linear layer or a layer norm in the type of ``tokens``, whatever that of its parameters."""
-    parameters = {name: value.to(tokens.dtype) for name, value in layer.named_parameters()}
-    y: Tensor = torch.func.functional_call(layer, parameters, tokens)
-    return y
