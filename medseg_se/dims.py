@@ -9,18 +9,22 @@ import operator
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
-from monai.networks.layers.factories import Conv, Dropout
-from torch import nn
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv, Dropout, Pool
+from torch import Tensor, nn
 
 from medseg_se.errors import UsageError, unknown_name
+from medseg_se.execution import is_recorded
 
 Size = int | Sequence[int]
 NormName = Literal["instance", "batch", "group", "none"]
-ActivationName = Literal["leaky_relu", "relu", "prelu", "gelu", "silu"]
+ActivationName = Literal["leaky_relu", "relu", "relu6", "prelu", "gelu", "silu"]
 
 _ACTIVATIONS: dict[str, Any] = {
     "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
     "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
     "prelu": nn.PReLU,
     "gelu": nn.GELU,
     "silu": lambda: nn.SiLU(inplace=True),
@@ -49,27 +53,132 @@ def check_dims(spatial_dims: int) -> None:
 
 
 def conv(
-    spatial_dims: int, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1, *, bias: bool = True
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Size = 3,
+    stride: Size = 1,
+    *,
+    bias: bool = True,
+    groups: int = 1,
 ) -> nn.Module:
-    """Return a convolution that keeps the size at stride 1; kernels are odd."""
+    """Return a convolution that keeps the size at stride 1, and rounds it up elsewhere; kernels are odd."""
     kernel = per_axis(kernel_size, spatial_dims, "kernel_size")
     if any(length % 2 == 0 for length in kernel):
         raise UsageError(f"Expected `kernel_size` to be odd along every axis, but got {kernel}.")
     padding = tuple(length // 2 for length in kernel)
     strides = per_axis(stride, spatial_dims, "stride")
-    return cast(nn.Module, Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel, strides, padding, bias=bias))
+    layer: Any = Conv[Conv.CONV, 2] if spatial_dims == 2 else QuickConv3d
+    return cast(nn.Module, layer(in_channels, out_channels, kernel, strides, padding, groups=groups, bias=bias))
 
 
-def transposed_conv(spatial_dims: int, in_channels: int, out_channels: int, stride: Size) -> nn.Module:
+def transposed_conv(spatial_dims: int, in_channels: int, out_channels: int, stride: Size, *, bias: bool = True) -> nn.Module:
     """Return a transposed convolution that enlarges each axis by `stride`, every input voxel filling its own block."""
     strides = per_axis(stride, spatial_dims, "stride")
-    return cast(nn.Module, Conv[Conv.CONVTRANS, spatial_dims](in_channels, out_channels, strides, strides))
+    return cast(nn.Module, Conv[Conv.CONVTRANS, spatial_dims](in_channels, out_channels, strides, strides, bias=bias))
+
+
+def overlapping_transposed_conv(spatial_dims: int, in_channels: int, out_channels: int, stride: Size) -> nn.Module:
+    """Return a transposed convolution with kernels of 2 · stride - 1, hence 3 at stride 2, whose blocks overlap.
+
+    Called with an `output_size`, it returns exactly that: any size that steps of `stride`, rounded up, shrink to its input's.
+    """
+    strides = per_axis(stride, spatial_dims, "stride")
+    kernel, padding = tuple(2 * step - 1 for step in strides), tuple(step - 1 for step in strides)
+    return cast(nn.Module, Conv[Conv.CONVTRANS, spatial_dims](in_channels, out_channels, kernel, strides, padding))
+
+
+def resized(x: Tensor, shape: Sequence[int], mode: Literal["linear", "nearest"] = "linear") -> Tensor:
+    """Interpolate a map (N, C, *spatial) to another spatial `shape`, of the same extent in space."""
+    if x.shape[2:] == torch.Size(shape):
+        return x
+    if mode == "linear":
+        return F.interpolate(x, size=tuple(shape), mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=False)
+    return F.interpolate(x, size=tuple(shape), mode="nearest")
+
+
+def max_pool(spatial_dims: int, stride: Size, kernel_size: Size | None = None) -> nn.Module:
+    """Return a layer of the largest values of blocks of `stride`, where blocks may reach over the edge.
+
+    With an odd `kernel_size` the blocks overlap and are centred as those of a convolution.
+    """
+    strides = per_axis(stride, spatial_dims, "stride")
+    if kernel_size is None:
+        return cast(nn.Module, Pool[Pool.MAX, spatial_dims](strides, strides, ceil_mode=True))
+    kernel = per_axis(kernel_size, spatial_dims, "kernel_size")
+    return cast(nn.Module, Pool[Pool.MAX, spatial_dims](kernel, strides, tuple(length // 2 for length in kernel)))
+
+
+def average_pool(spatial_dims: int, stride: Size) -> nn.Module:
+    """Return a layer of means over blocks of `stride`; blocks that reach over the edge are means of what is there."""
+    strides = per_axis(stride, spatial_dims, "stride")
+    layer: Any = nn.AvgPool2d if spatial_dims == 2 else AveragePool3d
+    return cast(nn.Module, layer(strides, strides, ceil_mode=True, count_include_pad=False))
+
+
+class QuickConv3d(nn.Conv3d):
+    """A convolution of (N, C, D, H, W) that takes the quick path for single small maps on CPUs, too.
+
+    PyTorch sends float32 maps of one sample with N·C·D·H up to 20,480 to a loop that is up to thirty times slower than oneDNN,
+    which is there for all others (measured in `benchmarks/networks.py`).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve."""
+        if (
+            len(input) != 1
+            or input.device.type != "cpu"
+            or input.dtype != torch.float32
+            or torch.is_grad_enabled()  # its gradient would take the slow path
+            or torch.is_autocast_enabled("cpu")
+            or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            or is_recorded(input)
+        ):
+            return super().forward(input)
+        padding = cast("tuple[int, ...]", self.padding)
+        return torch.mkldnn_convolution(input, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
+
+
+class AveragePool3d(nn.AvgPool3d):
+    """Means over blocks of (N, C, D, H, W), where PyTorch refuses to: in half precision on CPUs, and along short axes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the means, computed in float32 at least."""
+        lengths = cast("tuple[int, ...]", self.kernel_size)
+        kernel = [min(length, size) for length, size in zip(lengths, input.shape[2:], strict=True)]
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        return F.avg_pool3d(x, kernel, self.stride, 0, self.ceil_mode, self.count_include_pad).to(input.dtype)
+
+
+class _InAnyLayout(nn.modules.instancenorm._InstanceNorm):
+    """Instance normalisation that leaves a channels-last map in its layout.
+
+    PyTorch's own copies such a map to the other layout, and every convolution after it copies it back: a tile through a 3D
+    U-Net takes half as long again (measured in `benchmarks/networks.py`). Its batch normalisation does not, and over one
+    sample the two are the same.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise each channel of each sample of (N, C, *spatial)."""
+        if input.is_contiguous() or input.device.type != "cpu" or self.track_running_stats or is_recorded(input):
+            return super().forward(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        samples = [F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps) for x in torch.split(input, 1)]
+        return samples[0] if len(samples) == 1 else torch.cat(samples)
+
+
+class InstanceNorm2d(_InAnyLayout, nn.InstanceNorm2d):
+    """For maps (N, C, H, W)."""
+
+
+class InstanceNorm3d(_InAnyLayout, nn.InstanceNorm3d):
+    """For maps (N, C, D, H, W)."""
 
 
 def norm(name: NormName, spatial_dims: int, channels: int) -> nn.Module:
     """Return an affine normalisation layer; "group" has groups of 8 channels, or of the next number that divides them."""
     if name == "instance":
-        return (nn.InstanceNorm2d if spatial_dims == 2 else nn.InstanceNorm3d)(channels, affine=True)
+        return (InstanceNorm2d if spatial_dims == 2 else InstanceNorm3d)(channels, affine=True)
     if name == "batch":
         return (nn.BatchNorm2d if spatial_dims == 2 else nn.BatchNorm3d)(channels)
     if name == "group":

@@ -7,7 +7,7 @@ from typing import Any
 
 from medseg_se.errors import UsageError
 
-EXTRA_OF = {"matplotlib": "report"}
+EXTRA_OF = {"einops": "monai", "matplotlib": "report"}
 
 
 def load_optional(module: str) -> Any:

@@ -1,10 +1,13 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from medseg_se.dims import activation, check_dims, conv, dropout, norm, per_axis, transposed_conv
+from medseg_se.dims import activation, average_pool, check_dims, conv, dropout, max_pool, norm, per_axis, transposed_conv
 from medseg_se.errors import UsageError
+from medseg_se.execution import fast_layout
 
 every_dims = pytest.mark.parametrize("dims", [2, 3])
 SIZE = (7, 6, 5)
@@ -135,3 +138,87 @@ def test_dropout_drops_whole_channels_in_training(dims):
 def test_dropout_rates_that_make_no_sense_are_refused(rate):
     with pytest.raises(UsageError, match="`dropout` to be at least 0 and below 1, but got"):
         dropout(2, rate)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("stride", [2, (1, 3, 2)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_pooling_takes_blocks_and_what_is_left_of_them_at_the_edge(dims, stride, kind):
+    strides = (stride,) * dims if isinstance(stride, int) else stride[:dims]
+    for size in (SIZE, (1, 4, 3)):
+        x = torch.randn(2, 3, *size[:dims]).to(kind)
+        padded = torch.nn.functional.pad(x.float(), [n for s in reversed(strides) for n in (0, s)], value=math.nan)
+        blocks = padded
+        for axis, step in enumerate(strides, start=2):
+            length = -(-x.shape[axis] // step)
+            parts = [blocks.narrow(axis, place * step, step) for place in range(length)]
+            blocks = torch.stack(parts, axis).movedim(axis + 1, -1)
+        values = blocks.flatten(2 + dims)
+        there = values.isfinite()
+        mean = values.nan_to_num(0).sum(-1) / there.sum(-1)
+        largest = values.masked_fill(~there, -math.inf).amax(-1)
+        pooled = average_pool(dims, strides)(x)
+        assert pooled.dtype == kind
+        torch.testing.assert_close(pooled.float(), mean, rtol=1e-2 if kind == torch.bfloat16 else 1e-5, atol=1e-2)
+        torch.testing.assert_close(max_pool(dims, strides)(x).float(), largest)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_instance_normalisation_keeps_the_layout_and_its_values(dims, batch):
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    layer = norm("instance", dims, 4)
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 2)
+        layer.bias.uniform_(-1, 1)
+    x = torch.randn(batch, 4, *SIZE[:dims])
+    other = x.to(memory_format=layout)
+    y = layer(other)
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y, layer(x))
+    gradients = [torch.autograd.grad((layer(a.requires_grad_()) ** 3).sum(), (a, *layer.parameters())) for a in (x, other)]
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "options"),
+    [(3, 1, {}), ((1, 3, 5), (1, 2, 3), {"bias": False}), (3, 2, {"groups": 2}), (1, 1, {})],
+)
+def test_one_small_map_takes_another_way_to_the_same_convolution(layout, kernel, stride, options):
+    layer = conv(3, 4, 8, kernel, stride, **options)
+    x = torch.randn(1, 4, *SIZE).to(memory_format=layout)
+    expected = torch.nn.functional.conv3d(
+        x.double(),
+        layer.weight.double(),
+        None if layer.bias is None else layer.bias.double(),
+        layer.stride,
+        layer.padding,
+        groups=layer.groups,
+    )
+    with torch.no_grad():
+        y = layer(x)
+        assert y.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        torch.testing.assert_close(layer(torch.cat([x, x]))[:1], y, rtol=1e-5, atol=1e-5)
+    assert layer(x).requires_grad
+
+
+def test_maps_are_channels_last_on_a_cpu_where_nothing_is_learnt():
+    x = torch.randn(1, 4, 3, 5, 6)
+    assert fast_layout(x) is x
+    with torch.no_grad():
+        assert fast_layout(x).is_contiguous(memory_format=torch.channels_last_3d)
+        assert fast_layout(x[:, :, 0]).is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(fast_layout(x), x)
+        assert fast_layout(x.to("meta")).is_contiguous()
+        exported = torch.export.export(Layout(), (x,), strict=False)
+    assert not any("contiguous" in str(node.target) or "clone" in str(node.target) for node in exported.graph.nodes)
+
+
+class Layout(torch.nn.Module):
+    def forward(self, x):
+        return fast_layout(x) * 2

@@ -18,7 +18,7 @@ from medseg_se.analysis.timing import Timing, time_in_turns
 from medseg_se.errors import MedsegError, UsageError
 from medseg_se.hardware import best_device, free_memory, has_bfloat16
 from medseg_se.networks import build_network
-from medseg_se.networks.blocks import PLACES
+from medseg_se.networks.placement import PLACES
 
 Precision = Literal["fp32", "bf16"]
 _IN_CHANNELS, _CLASSES = 1, 2

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks.nets import resnet50
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +17,7 @@ from medseg_se.analysis.counting import Count, Work, count, parameters
 from medseg_se.attention import build_attention
 from medseg_se.files import write_json
 from medseg_se.networks import UNet
+from medseg_se.networks.resnet import PostActivationBlock, resnet50
 
 _MIB = 2**20
 _Stages = Sequence[tuple[str, Mapping[str, Any]]]
@@ -71,30 +71,31 @@ def render_claims(claims: Sequence[Claim], console: Console) -> None:
 
 
 class _ResNet50:
-    """ResNet-50 for 1000 classes on the meta device, without and with a block after the last norm of every bottleneck."""
+    """ResNet-50 for 1000 classes on the meta device, without and with attention before the sum of every bottleneck."""
 
     def __init__(self) -> None:
         with torch.device("meta"):
-            self.network = resnet50(
-                spatial_dims=2, n_input_channels=3, num_classes=1000, conv1_t_stride=2, bias_downsample=False
-            )
+            self.network = resnet50(3, 1000, 2).eval()
             self.picture = torch.empty(1, 3, 224, 224)
-        stages = [getattr(self.network, f"layer{number}") for number in (1, 2, 3, 4)]
-        self.slots = [(stage, bottleneck, bottleneck.bn3) for stage, rest in enumerate(stages) for bottleneck in rest]
+        self.bottlenecks = [
+            (stage, block)
+            for stage, blocks in enumerate(self.network.get_submodule("encoder").children())
+            for block in blocks.modules()
+            if isinstance(block, PostActivationBlock)
+        ]
         self.plain = count(self.network, self.picture)
 
     def with_blocks(self, blocks: _Stages) -> Count:
         """Count the network with these blocks."""
-        for stage, bottleneck, norm in self.slots:
+        for stage, bottleneck in self.bottlenecks:
             name, options = blocks[stage]
             with torch.device("meta"):
-                block = build_attention(name, norm.num_features, 2, **options)
-            bottleneck.bn3 = nn.Sequential(norm, block)
+                bottleneck.before_sum = build_attention(name, _leaving(bottleneck), 2, **options)
         try:
             return count(self.network, self.picture)
         finally:
-            for _, bottleneck, norm in self.slots:
-                bottleneck.bn3 = norm
+            for _, bottleneck in self.bottlenecks:
+                bottleneck.before_sum = nn.Identity()
 
     def adds(self, blocks: _Stages) -> tuple[int, Work]:
         """Return the parameters and the work that these blocks add."""
@@ -103,14 +104,21 @@ class _ResNet50:
 
     def original_work(self) -> Work:
         """Return the work of the first ResNet, where a stage's stride is in the first 1×1 convolution, not in the 3×3."""
-        strided = [bottleneck for _, bottleneck, _ in self.slots if bottleneck.conv2.stride == (2, 2)]
-        for bottleneck in strided:
-            bottleneck.conv1.stride, bottleneck.conv2.stride = (2, 2), (1, 1)
+        convolutions: list[list[Any]]
+        convolutions = [[unit.get_submodule("conv") for unit in block.units][:2] for _, block in self.bottlenecks]
+        strided = [pair for pair in convolutions if pair[1].stride == (2, 2)]
+        for first, second in strided:
+            first.stride, second.stride = (2, 2), (1, 1)
         try:
             return count(self.network, self.picture).work
         finally:
-            for bottleneck in strided:
-                bottleneck.conv1.stride, bottleneck.conv2.stride = (1, 1), (2, 2)
+            for first, second in strided:
+                first.stride, second.stride = (1, 1), (2, 2)
+
+
+def _leaving(bottleneck: PostActivationBlock) -> int:
+    """Return the channels that leave a bottleneck."""
+    return len(bottleneck.units[-1].get_parameter("norm.weight"))
 
 
 def _everywhere(name: str, **options: Any) -> _Stages:
@@ -134,7 +142,7 @@ def _resnet_claims(resnet: _ResNet50) -> list[Claim]:
     plain, in_binary = resnet.plain.parameters, resnet.plain.parameters / _MIB
     whole = {name: plain + resnet.adds(blocks)[0] for name, blocks in _BLOCKS.items()}
     return [
-        _exact("ResNet-50, 1000 classes: parameters", "He et al., 2016", 25_557_032, plain, "MONAI's network."),
+        _exact("ResNet-50, 1000 classes: parameters", "He et al., 2016", 25_557_032, plain, "No biases before the norms."),
         Claim(
             "ResNet-50, 1000 classes: parameters in M",
             "Wang et al., 2020",
@@ -160,7 +168,7 @@ def _resnet_claims(resnet: _ResNet50) -> list[Claim]:
 def _eca_claims(resnet: _ResNet50) -> list[Claim]:
     by_hand, work = resnet.adds(_BLOCKS["ECA"])
     by_rule, _ = resnet.adds(_everywhere("eca"))
-    sigmoids = sum(norm.num_features for _, _, norm in resnet.slots)
+    sigmoids = sum(_leaving(bottleneck) for _, bottleneck in resnet.bottlenecks)
     alone = 2 * work.macs + sigmoids
     return [
         _exact(

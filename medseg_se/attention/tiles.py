@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from medseg_se.execution import is_recorded
+
 Formula = Callable[..., Tensor]
 """Maps (n, C, *tile) and further tensors, cut to the tile where they have its axes, to (n, C, *tile); voxel by voxel.
 
@@ -90,13 +92,6 @@ def compute_type(x: Tensor) -> torch.dtype:
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Leave autocast; meta tensors know none."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-
-
-def is_recorded(x: Tensor) -> bool:
-    """Tell whether operations are being recorded, transformed or only counted rather than run."""
-    transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return torch.compiler.is_compiling() or tracing or x.is_meta or transformed()
 
 
 def larger(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from medseg_se.cli.attention import cost, inspect
+from medseg_se.cli.networks import networks
+from medseg_se.errors import UsageError
 
-__all__ = ["check", "configs", "cost", "demo", "evaluate", "inspect", "predict"]
+__all__ = ["check", "configs", "cost", "demo", "evaluate", "inspect", "networks", "predict"]
 
 if TYPE_CHECKING:
     from medseg_se.evaluation.result import Evaluation
@@ -46,6 +48,7 @@ def predict(
     inputs: list[str],
     *,
     output: str,
+    weights: str | None = None,
     cases: Literal["all", "validation", "unseen"] = "all",
     device: str = "auto",
     precision: Literal["fp32", "bf16"] = "fp32",
@@ -56,12 +59,14 @@ def predict(
 ) -> int:
     """Segment scans with a checkpoint; each result lies on its scan's own grid with the dataset's label values.
 
-    Finished cases are skipped on a rerun; a broken case is reported and the rest go on. Exit code 1 if any failed.
+    Several checkpoints answer together, by the weighted mean of their probabilities: `predict a.ckpt b.ckpt SCANS`. Finished
+    cases are skipped on a rerun; a broken case is reported and the rest go on. Exit code 1 if any failed.
 
     Args:
         checkpoint: A checkpoint written by `medseg-se fit`.
-        inputs: Scans, folders of scans, or datasets.
+        inputs: Scans, folders of scans, or datasets; before them, files ending in .ckpt are further checkpoints.
         output: Folder for the label maps.
+        weights: Weight of each checkpoint where there are several, such as 0.4,0.4,0.2; equal if not given.
         cases: Of what the inputs name: all, those that chose the checkpoint in validation, or those that played no part in it.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: bf16 is faster where the hardware has it, and rounds.
@@ -73,14 +78,18 @@ def predict(
     from rich.console import Console
 
     from medseg_se.hardware import keep_freed_memory
+    from medseg_se.inference.ensemble import load_model
     from medseg_se.inference.inputs import find_cases
-    from medseg_se.inference.model import Model
     from medseg_se.inference.predict import choose_cases, predict_cases, render
 
     keep_freed_memory()
     console = Console()
-    model = Model.load(checkpoint, device, precision)
-    chosen = choose_cases(find_cases(inputs, len(model.channels)), model, cases)
+    further = [word for word in inputs if Path(word).suffix == ".ckpt"]
+    scans = [word for word in inputs if word not in further]
+    if not scans:
+        raise UsageError("Expected scans, folders of scans or datasets after the checkpoints, but got none.")
+    model = load_model([checkpoint, *further], _weights(weights), device, precision)
+    chosen = choose_cases(find_cases(scans, len(model.channels)), model, cases)
     if dry_run:
         for case in chosen:
             line = f"{', '.join(map(str, case.images))} → {Path(output) / case.id}.nii.gz"
@@ -89,6 +98,14 @@ def predict(
     statuses = predict_cases(model, chosen, Path(output), overlap, probabilities, overwrite)
     render(statuses, console)
     return 1 if any(status.status != "done" for status in statuses.values()) else 0
+
+
+def _weights(text: str | None) -> list[float] | None:
+    """Return the numbers in "0.4,0.4,0.2"."""
+    try:
+        return None if text is None else [float(number) for number in text.strip("[]").split(",")]
+    except ValueError:
+        raise UsageError(f"Expected `weights` to be numbers such as 0.4,0.4,0.2, but got {text!r}.") from None
 
 
 def evaluate(

@@ -19,10 +19,11 @@ TRAINING = {
 }
 COMMANDS = {
     "check": "read every file of a dataset once and say what would break training",
-    "predict": "segment scans with a checkpoint",
+    "predict": "segment scans with one checkpoint or several",
     "evaluate": "per-structure Dice of predictions against the truth",
     "inspect": "see what attention does inside a network on one scan",
     "cost": "measure what attention costs: parameters, operations, memory and time",
+    "networks": "list the networks, or explain one",
     "configs": "list the shipped recipes, or print one",
     "demo": "from phantoms to pictures in a few minutes, offline",
 }

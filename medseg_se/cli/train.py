@@ -20,16 +20,20 @@ import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
-from rich.table import Table
 
 from medseg_se.cli.messages import CONFIG_FLAGS, explain
 from medseg_se.cli.recipes import recipe_names, recipe_path
+from medseg_se.data.classification import ClassificationData, RegressionData
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import MedsegError, UsageError
 from medseg_se.hardware import keep_freed_memory
 from medseg_se.inference.model import read_checkpoint
-from medseg_se.tasks import SegmentationTask
+from medseg_se.tasks import ClassificationTask, RegressionTask, SegmentationTask
+from medseg_se.tasks.base import Task
 from medseg_se.tasks.callbacks import TrainingProgress, trainer_defaults
+
+TASKS = (SegmentationTask, ClassificationTask, RegressionTask)
+DATA = (SegmentationData, ClassificationData, RegressionData)
 
 
 class Parser(LightningArgumentParser):
@@ -90,7 +94,7 @@ class TrainingCLI(LightningCLI):
             read_checkpoint(Path(resume))  # refuses what is damaged, foreign or holds code
             config.ckpt_path = resume
         if self.subcommand != "fit":
-            config.verbose = False  # `print_dice` shows the result
+            config.verbose = False  # the task shows its result as a table
 
     def _guard_run(self, resume: str | None) -> None:
         """Refuse to overwrite an earlier run, and to continue one that is not there."""
@@ -119,7 +123,8 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the checkpoint, progress and logging habits that a config does not set itself."""
         config = self._get(self.config_init, "trainer")
-        defaults = trainer_defaults(config["default_root_dir"], "cpu" if config["accelerator"] == "cpu" else "auto")
+        device = "cpu" if config["accelerator"] == "cpu" else "auto"
+        defaults = trainer_defaults(config["default_root_dir"], device, self.model.score)
         shows = config.get("enable_progress_bar") is not False
         keeps = config.get("enable_checkpointing") is not False and not config.get("fast_dev_run")
         chosen = {
@@ -146,30 +151,16 @@ class TrainingCLI(LightningCLI):
             return
         console.print(f"\nBest checkpoint: {best}\nJudging it on the whole validation scans …")
         self.trainer.validate(self.model, self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
-        print_dice(self.trainer.callback_metrics, console)
-        console.print(
-            "These scans chose the checkpoint. To judge it from the files, on their own grid, run `medseg-se predict` and "
-            "`medseg-se evaluate`."
-        )
+        console.print(self.model.table(self.trainer.callback_metrics, "val"))
+        console.print(f"These scans chose the checkpoint. {self.model.advice}")
 
     def after_validate(self) -> None:
         """Show the result."""
-        print_dice(self.trainer.callback_metrics, Console(markup=False))
+        Console(markup=False).print(self.model.table(self.trainer.callback_metrics, "val"))
 
     def after_test(self) -> None:
         """Show the result."""
-        print_dice(self.trainer.callback_metrics, Console(markup=False))
-
-
-def print_dice(metrics: Any, console: Console) -> None:
-    """Print the whole-scan Dice of every structure as a table."""
-    table = Table("structure", "Dice (mean over scans)")
-    found = {key.split("/", 1)[1]: float(value) for key, value in metrics.items() if re.match(r"(val|test)_scan_dice/", key)}
-    for name, dice in found.items():
-        table.add_row(name, f"{dice:.3f}" if dice == dice else "not counted: absent")
-    mean = next((float(value) for key, value in metrics.items() if re.fullmatch(r"(val|test)_scan_dice", key)), float("nan"))
-    table.add_row("mean over structures", f"{mean:.3f}" if mean == mean else "not counted", style="bold")
-    console.print(table)
+        Console(markup=False).print(self.model.table(self.trainer.callback_metrics, "test"))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -179,8 +170,8 @@ def run(argv: Sequence[str]) -> int:
     Parser.arguments = arguments = with_configs(argv)
     try:
         TrainingCLI(
-            SegmentationTask,
-            SegmentationData,
+            Task,
+            pl.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -254,8 +245,9 @@ def _listed(value: Any) -> list[Any]:
 def valid_keys() -> list[str]:
     """Return every key of a config, dotted, and the short forms of the command line."""
     keys = ["seed_everything", "trainer", "model", "data", "ckpt_path", "config"]
-    for prefix, kind in (("trainer", pl.Trainer), ("model", SegmentationTask), ("data", SegmentationData)):
-        keys += [f"{prefix}.{name}" for name in inspect.signature(kind.__init__).parameters if name != "self"]
+    for prefix, kinds in (("trainer", (pl.Trainer,)), ("model", TASKS), ("data", DATA)):
+        named = (name for kind in kinds for name in inspect.signature(kind.__init__).parameters if name != "self")
+        keys += [f"{prefix}.{name}" for name in dict.fromkeys(named)]
     return keys
 
 

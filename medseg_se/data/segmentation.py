@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,16 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from medseg_se.data.augmentation import Augmentation
 from medseg_se.data.datalist import Case, read_datalist, read_structures
+from medseg_se.data.loading import SliceAxis, axis_across, checked_spacing, epoch_sampler, worker_count
 from medseg_se.data.preprocessing import Crop, ImageInterpolation, Intensity, Preprocessing
-from medseg_se.data.sampling import EpochSampler, PatchDataset, PatchSettings, Sample
+from medseg_se.data.sampling import PatchDataset, PatchSettings, Sample
 from medseg_se.data.store import StoredCase, prepare_cases
 from medseg_se.errors import DataError, UsageError
 from medseg_se.volumes import read_labels
 
 log = logging.getLogger(__name__)
-
-SliceAxis = Literal["sagittal", "coronal", "axial"]
-_SLICE_LETTERS = {"sagittal": "LR", "coronal": "AP", "axial": "IS"}
 
 
 class SegmentationData(pl.LightningDataModule):
@@ -66,6 +63,8 @@ class SegmentationData(pl.LightningDataModule):
         intensity_probability: Share of the patches to which each intensity change is applied.
         progress: Whether preparing shows a progress bar.
     """
+
+    task = "segmentation"
 
     def __init__(
         self,
@@ -108,7 +107,7 @@ class SegmentationData(pl.LightningDataModule):
         self.structures = self.datalist.structures
         self.num_classes, self.in_channels = self.structures.num_classes, len(self.datalist.channels)
         self.preprocessing = Preprocessing(
-            orientation.upper(), _triple(spacing), crop, intensity, (window[0], window[1]), interpolation
+            orientation.upper(), checked_spacing(spacing), crop, intensity, (window[0], window[1]), interpolation
         )
         strengths = {item.name: self.hparams[item.name] for item in fields(Augmentation)}
         self.augmentation = Augmentation(**{**strengths, "mirror": tuple(mirror)})
@@ -122,7 +121,7 @@ class SegmentationData(pl.LightningDataModule):
         ):
             if value < least:
                 raise UsageError(f"Expected `{name}` to be at least {least}, but got {value}.")
-        self.slice_axis, self.flat_axis = slice_axis, _flat_axis(slice_axis, self.preprocessing.orientation)
+        self.slice_axis, self.flat_axis = slice_axis, axis_across(slice_axis, self.preprocessing.orientation)
         self.spatial_dims = 3 if slice_axis is None else 2
         self.patch_size = tuple(patch_size)
         self.settings = PatchSettings(
@@ -177,11 +176,11 @@ class SegmentationData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return augmented patches, `batches_per_epoch` batches an epoch."""
         dataset = PatchDataset(self.training, self.settings, self.augmentation, self.structures)
-        workers = self._workers()
+        workers = worker_count(self.num_workers)
         return DataLoader(
             dataset,
             self.batch_size,
-            sampler=self._sampler(),
+            sampler=epoch_sampler(self.trainer, self.batch_size, self.batches_per_epoch),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -222,24 +221,6 @@ class SegmentationData(pl.LightningDataModule):
             "validation": [case.digest for case in self.validation] if self.fold is not None else [],
         }
 
-    def _sampler(self) -> EpochSampler:
-        """Return a sampler that begins where the run stands, so that a resumed one sees neither a patch twice nor skips one."""
-        if self.trainer is None:
-            return EpochSampler(self.batch_size * self.batches_per_epoch)
-        devices, loop = self.trainer.world_size, self.trainer.fit_loop
-        batch, length = self.batch_size * devices, self.batch_size * devices * self.batches_per_epoch
-        epoch, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress
-        first = epoch.processed * length
-        if epoch.ready > epoch.processed:  # within an epoch
-            over = batches.is_last_batch and batches.current.processed == batches.current.ready
-            first += length if over else batches.current.processed * batch
-        return EpochSampler(length, first, self.trainer.global_rank, devices)
-
-    def _workers(self) -> int:
-        if self.num_workers is not None:
-            return self.num_workers
-        return min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
-
 
 class WholeScans(Dataset[Sample]):
     """Whole prepared scans with their labels."""
@@ -256,25 +237,6 @@ class WholeScans(Dataset[Sample]):
         case = self.cases[place]
         image, labels = np.array(case.image()), np.array(case.labels()).astype(np.int64)
         return {"image": torch.from_numpy(image), "labels": torch.from_numpy(labels), "lowest": Tensor(case.lowest)}
-
-
-def _triple(spacing: Sequence[float] | None) -> tuple[float, float, float] | None:
-    if spacing is None:
-        return None
-    if len(spacing) != 3:
-        raise UsageError(f"Expected `spacing` to be three positive numbers in mm, but got {list(spacing)}.")
-    return float(spacing[0]), float(spacing[1]), float(spacing[2])
-
-
-def _flat_axis(slice_axis: SliceAxis | None, orientation: str) -> int | None:
-    if slice_axis is None:
-        return None
-    if slice_axis not in _SLICE_LETTERS:
-        raise UsageError(f"Expected `slice_axis` to be one of {', '.join(_SLICE_LETTERS)}, but got {slice_axis!r}.")
-    for axis, letter in enumerate(orientation):
-        if letter in _SLICE_LETTERS[slice_axis]:
-            return axis
-    raise UsageError(f"Expected `orientation` to name three axes, such as RAS or LPS, but got {orientation!r}.")
 
 
 def _patch_shape(patch_size: Sequence[int], flat_axis: int | None) -> tuple[int, int, int]:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.progress import track
 
 from medseg_se.data.datalist import Case
+from medseg_se.data.parallel import for_every_case
 from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.scan import read_channels, read_truth
 from medseg_se.errors import DataError, describe_os_error
@@ -96,27 +94,13 @@ def prepare_cases(
         DataError: Cases cannot be used; says how many, and what ails the first. Those that can are kept in the store.
         OutputError: The store cannot be written.
     """
-    ready: dict[int, StoredCase] = {}
-    broken: dict[int, str] = {}
-    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
-    jobs = {
-        pool.submit(_prepare_case, case, preprocessing, structures, store, channels): place for place, case in enumerate(cases)
-    }
-    done = track(as_completed(jobs), description="preparing scans", total=len(jobs), disable=not progress, transient=True)
-    try:
-        for job in done:
-            try:
-                ready[jobs[job]] = job.result()
-            except DataError as error:
-                broken[jobs[job]] = f"{cases[jobs[job]].id}: {error}"
-    finally:  # after Ctrl-C or on a full disk, the cases that wait are not begun
-        pool.shutdown(cancel_futures=True)
-    if broken:
-        first = broken[min(broken)]
-        raise DataError(
-            f"{len(broken)} of {len(cases)} cases cannot be used, the first being {first} `medseg-se check` lists every fault."
-        )
-    return [ready[place] for place in range(len(cases))]
+    return for_every_case(
+        cases,
+        lambda case: _prepare_case(case, preprocessing, structures, store, channels),
+        progress,
+        workers,
+        "`medseg-se check` lists every fault.",
+    )
 
 
 def _prepare_case(case: Case, preprocessing: Preprocessing, structures: Structures, store: Path, channels: int) -> StoredCase:

@@ -49,6 +49,7 @@ class Model:
         channels: Names of the channels it expects.
         preprocessing: What is done to a scan first.
         digest: Digest of the checkpoint file.
+        path: The checkpoint file, for messages.
         training: Digests of the image files it was trained on.
         validation: Digests of the image files that chose the checkpoint.
     """
@@ -59,6 +60,7 @@ class Model:
         data = description["data"]
         self.network = network.to(device).eval()
         self.device, self.precision, self.digest = device, precision, digest
+        self.path: Path | None = None
         self.structures = Structures.from_dict(data["structures"])
         self.channels: tuple[str, ...] = tuple(data["channels"])
         self.preprocessing = Preprocessing.from_dict(data["preprocessing"])
@@ -82,6 +84,11 @@ class Model:
         """
         path = Path(path)
         description, state, digest = read_checkpoint(path)
+        if (task := description.get("task", "segmentation")) != "segmentation":
+            raise CheckpointError(
+                f"Expected a checkpoint of a segmentation, but {path} is of a {task}. Judge it with `medseg-se validate` or "
+                "`medseg-se test`."
+            )
         target = best_device(device)
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"Expected `precision` to be fp32 or bf16, but got {precision!r}.")
@@ -94,6 +101,7 @@ class Model:
             )
             network.load_state_dict(state)
             model = cls(network, description, digest, target, precision)
+            model.path = path
             _check_agreement(model, parts)
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, MedsegError) as error:
             raise CheckpointError(
@@ -109,6 +117,25 @@ class Model:
             DataError: Wrong number of channels, voxels that are not finite, an answer of the network that is not, or a scan too
                 large for the memory.
         """
+        prepared, logits = self._answer(image, overlap, probabilities)
+        indices = _largest(logits, prepared.cut_shape).cpu().numpy()
+        values = self.structures.decode(indices, self.label_dtype or None)
+        labels = prepared.restore(values[None], self.structures.background[0])
+        if not probabilities:
+            return Prediction(labels)
+        return Prediction(labels, _probabilities(logits, prepared))
+
+    def probabilities(self, image: Volume, overlap: float = 0.5) -> Volume:
+        """Return the probabilities of a scan (C, I, J, K) that `predict` would, without its labels.
+
+        Raises:
+            DataError: As `predict`.
+        """
+        prepared, logits = self._answer(image, overlap, probabilities=True)
+        return _probabilities(logits, prepared)
+
+    def _answer(self, image: Volume, overlap: float, probabilities: bool) -> tuple[Prepared, Tensor]:
+        """Return the prepared scan and its logits (classes, I, J, K), both of which are as they should be."""
         if image.array.shape[0] != len(self.channels):
             raise DataError(
                 f"Expected {len(self.channels)} channels ({', '.join(self.channels)}), but "
@@ -122,12 +149,7 @@ class Model:
                 f"The network's answer to {image.path or 'the scan'} is not finite. Its intensities are out of the ordinary"
                 f"{', or bf16 is too coarse for this model' if self.precision == 'bf16' else ''}, or the checkpoint is damaged."
             )
-        indices = _largest(logits, prepared.cut_shape).cpu().numpy()
-        values = self.structures.decode(indices, self.label_dtype or None)
-        labels = prepared.restore(values[None], self.structures.background[0])
-        if not probabilities:
-            return Prediction(labels)
-        return Prediction(labels, _probabilities(logits, prepared))
+        return prepared, logits
 
     def _check_memory(self, case: Prepared, probabilities: bool) -> None:
         """Refuse a scan whose logits exceed the memory: the system would end the program, and with it the other scans."""

@@ -24,6 +24,7 @@ from medseg_se.data.scan import read_channels
 from medseg_se.data.store import digest_of
 from medseg_se.errors import DataError, MedsegError, OutputError, UsageError
 from medseg_se.files import write_json
+from medseg_se.inference.ensemble import Ensemble
 from medseg_se.inference.model import Model
 from medseg_se.inference.tiling import check_overlap
 from medseg_se.volumes import write_volume
@@ -55,7 +56,7 @@ class Status:
     known: str = ""
 
 
-def choose_cases(cases: Sequence[Case], model: Model, which: Which) -> list[Case]:
+def choose_cases(cases: Sequence[Case], model: Model | Ensemble, which: Which) -> list[Case]:
     """Return all cases, those that chose the checkpoint in validation, or those that played no part in either.
 
     Scans are recognised by their content, under whatever name.
@@ -76,7 +77,7 @@ def choose_cases(cases: Sequence[Case], model: Model, which: Which) -> list[Case
 
 
 def predict_cases(
-    model: Model,
+    model: Model | Ensemble,
     cases: Sequence[Case],
     output: Path,
     overlap: float = 0.5,
@@ -116,7 +117,9 @@ def predict_cases(
     return {case.id: record[case.id] for case in cases}
 
 
-def _predict_case(model: Model, case: Case, output: Path, status: Status, overlap: float, probabilities: bool) -> None:
+def _predict_case(
+    model: Model | Ensemble, case: Case, output: Path, status: Status, overlap: float, probabilities: bool
+) -> None:
     started = time.perf_counter()
     files = _result_files(case, output, probabilities)
     try:

@@ -1,71 +1,18 @@
-"""Building blocks of the networks, and the one place that decides where an attention block sits."""
+"""Building blocks of the networks, with slots for attention."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg_se.attention import attention_names, build_attention
-from medseg_se.dims import ActivationName, NormName, Size, activation, conv, dropout, norm, per_axis
-from medseg_se.errors import UsageError, unknown_name
+from medseg_se.dims import ActivationName, NormName, Size, activation, average_pool, conv, dropout, norm, per_axis
+from medseg_se.errors import UsageError
+from medseg_se.execution import fast_layout
 from medseg_se.networks.recompute import recomputed
-
-PLACES = ("encoder", "bottleneck", "decoder", "skip", "residual")
-
-
-@dataclass(frozen=True)
-class AttentionPlan:
-    """Which attention block goes where in a network.
-
-    Attributes:
-        names: One block name per level, from the full resolution down to the bottleneck; hybrids as `build_attention` reads
-            them.
-        places: Some of `PLACES`: after encoder blocks, after the bottleneck block, after decoder blocks, on the skip
-            connections, or before every residual sum. At the last a channel gate wants batch or group normalisation: after
-            instance normalisation the mean of a channel is the same whatever the scan.
-        options: Options for every block, such as `reduction`; or for one kind of block under its name, such as
-            ``{"eca": {"kernel_size": 5}}``.
-    """
-
-    names: tuple[str, ...]
-    places: tuple[str, ...] = ("encoder", "bottleneck", "decoder")
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def make(
-        cls, attention: str | Sequence[str], places: Sequence[str], levels: int, options: Mapping[str, Any] | None
-    ) -> AttentionPlan:
-        """Spread one name over all `levels`, or check that there is one name a level.
-
-        Raises:
-            UsageError: Unknown name or place, or a wrong number of names.
-        """
-        names = (attention,) * levels if isinstance(attention, str) else tuple(attention)
-        if len(names) != levels:
-            raise UsageError(f"Expected `attention` to be one name or {levels} of them, one a level, but got {len(names)}.")
-        known = {block for name in names for block in attention_names(name)}
-        for option, value in (options or {}).items():
-            if isinstance(value, Mapping) and option not in known and set(names) != {"adaptive"}:
-                raise unknown_name("block in `attention_options`", option, known)
-        for place in places:
-            if place not in PLACES:
-                raise unknown_name("place in `attention_at`", place, PLACES)
-        return cls(names, tuple(places), dict(options or {}))
-
-    def build(self, place: str, level: int, channels: int, spatial_dims: int) -> nn.Module:
-        """Return the block for this place and level; Identity where there is none."""
-        name = self.names[level]
-        if place not in self.places or name == "none":
-            return nn.Identity()
-        known = attention_names(name)
-        alone = set(self.names) == {"adaptive"}  # whose blocks' options need no name around them
-        own = {key: value for key, value in self.options.items() if alone or key in known or not isinstance(value, Mapping)}
-        return build_attention(name, channels, spatial_dims, **own)
 
 
 def he_initialised(layer: nn.Module) -> nn.Module:
@@ -81,7 +28,21 @@ _NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.BatchNorm2d, nn.BatchNorm3d, 
 
 
 class ConvUnit(nn.Sequential):
-    """Convolution, normalisation, dropout, activation: (N, C, *spatial) to (N, out, *spatial / stride)."""
+    """Convolution, normalisation, dropout, activation: (N, C, *spatial) to (N, out, *spatial / stride), rounded up.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Kernel, odd along every axis.
+        stride: Stride along every axis.
+        norm_name: Normalisation.
+        act: Activation; none if not given.
+        dropout_rate: Share of channels dropped in training.
+        bias: Whether the convolution has a bias. Before a normalisation it changes nothing; some published networks have it.
+        before_act: Attention between normalisation and activation (Identity when off).
+        groups: Into how many groups the channels fall that are convolved apart.
+    """
 
     def __init__(
         self,
@@ -93,25 +54,35 @@ class ConvUnit(nn.Sequential):
         norm_name: NormName = "instance",
         act: ActivationName | None = "leaky_relu",
         dropout_rate: float = 0.0,
+        bias: bool = False,
+        before_act: nn.Module | None = None,
+        groups: int = 1,
     ) -> None:
         super().__init__()
-        layer = conv(spatial_dims, in_channels, out_channels, kernel_size, stride, bias=norm_name == "none")
+        with_bias = bias or norm_name == "none"
+        layer = conv(spatial_dims, in_channels, out_channels, kernel_size, stride, bias=with_bias, groups=groups)
         self.conv = he_initialised(layer)
         self.norm = norm(norm_name, spatial_dims, out_channels)
         self.dropout = dropout(spatial_dims, dropout_rate)
+        self.before_act = before_act or nn.Identity()
         self.act = activation(act) if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the unit."""
+        return self._finish(fast_layout(self.conv(x)))
 
     def with_attention(self, x: Tensor, attention: nn.Module) -> Tensor:
         """Run the unit and the block after it; training keeps no map more for the block, see `recomputed`."""
-        can_run_again = isinstance(self.norm, _NORMS) and isinstance(self.dropout, nn.Identity)
+        between = (self.dropout, self.before_act)
+        can_run_again = isinstance(self.norm, _NORMS) and all(isinstance(part, nn.Identity) for part in between)
         watched = any(part._forward_hooks or part._forward_pre_hooks for part in self.modules())
         if watched or not can_run_again:
             return attention(self(x))  # type: ignore[no-any-return]
         again = partial(self._finish_again, training=self.norm.training)
-        return recomputed(self._finish, attention, self.conv(x), again=again)
+        return recomputed(self._finish, attention, fast_layout(self.conv(x)), again=again)
 
     def _finish(self, x: Tensor) -> Tensor:
-        return self.act(self.dropout(self.norm(x)))  # type: ignore[no-any-return]
+        return self.act(self.before_act(self.dropout(self.norm(x))))  # type: ignore[no-any-return]
 
     def _finish_again(self, x: Tensor, training: bool) -> Tensor:
         norm = self.norm
@@ -129,10 +100,36 @@ class ConvStyle:
     norm_name: NormName = "instance"
     act: ActivationName = "leaky_relu"
     dropout_rate: float = 0.0
+    bias: bool = False
+
+    def unit(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size = 3,
+        stride: Size = 1,
+        act: bool = True,
+        before_act: nn.Module | None = None,
+        groups: int = 1,
+    ) -> ConvUnit:
+        """Return a convolution unit in this style, with or without the activation."""
+        return ConvUnit(
+            self.spatial_dims,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            self.norm_name,
+            self.act if act else None,
+            self.dropout_rate,
+            self.bias,
+            before_act,
+            groups,
+        )
 
 
 class ConvBlock(nn.Module):
-    """Several convolution units and a slot for attention after them.
+    """Several convolution units and slots for attention.
 
     Args:
         style: What the convolutions share.
@@ -142,6 +139,7 @@ class ConvBlock(nn.Module):
         stride: Stride of the first convolution.
         convs: Number of convolution units.
         attention: The block after the last unit (Identity when off).
+        before_act: The block before the activation of the last unit (Identity when off).
     """
 
     def __init__(
@@ -153,9 +151,10 @@ class ConvBlock(nn.Module):
         stride: Size,
         convs: int,
         attention: nn.Module,
+        before_act: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.units = _units(style, in_channels, out_channels, kernel_size, stride, convs, last_act=style.act)
+        self.units = _units(style, in_channels, out_channels, kernel_size, stride, convs, True, before_act)
         self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,7 +170,19 @@ class ConvBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Convolution units around an identity path (He et al., 2016, https://arxiv.org/abs/1512.03385, figure 2).
 
-    Takes the arguments of `ConvBlock`, and `before_sum`: the attention on the residual before it is added.
+    Where the stride is above 1 the identity path takes means, where the channels change a 1×1 convolution: the ResNet-D of
+    He et al., 2019, https://arxiv.org/abs/1812.01187, figure 2c.
+
+    Args:
+        style: What the convolutions share.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Kernel of every convolution.
+        stride: Stride of the first convolution.
+        convs: Number of convolution units.
+        before_sum: Attention on the residual before it is added (Identity when off).
+        before_act: Attention on the sum, before its activation.
+        after_sum: Attention after the activation.
     """
 
     def __init__(
@@ -182,25 +193,43 @@ class ResidualBlock(nn.Module):
         kernel_size: Size,
         stride: Size,
         convs: int,
-        attention: nn.Module,
-        before_sum: nn.Module,
+        before_sum: nn.Module | None = None,
+        before_act: nn.Module | None = None,
+        after_sum: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        dims, norm_name = style.spatial_dims, style.norm_name
-        self.units = _units(style, in_channels, out_channels, kernel_size, stride, convs, last_act=None)
-        self.before_sum = before_sum
-        changes = in_channels != out_channels or max(per_axis(stride, dims, "stride")) > 1
-        self.shortcut: nn.Module = (
-            ConvUnit(dims, in_channels, out_channels, 1, stride, norm_name, None) if changes else nn.Identity()
-        )
+        dims = style.spatial_dims
+        self.units = _units(style, in_channels, out_channels, kernel_size, stride, convs, False, None)
+        self.before_sum = before_sum or nn.Identity()
+        shrinks = max(per_axis(stride, dims, "stride")) > 1
+        self.shortcut = nn.Sequential()
+        if shrinks:
+            self.shortcut.add_module("pool", average_pool(dims, stride))
+        if in_channels != out_channels:
+            unit = ConvUnit(dims, in_channels, out_channels, 1, 1, style.norm_name, None)
+            self.shortcut.add_module("unit", unit)
+        self.before_act = before_act or nn.Identity()
         self.act = activation(style.act)
-        self.attention = attention
+        self.after_sum = after_sum or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, *spatial) to (N, out_channels, *spatial / stride)."""
         residual = self.before_sum(self.units(x))
-        x = self.act(self.shortcut(x) + residual)
-        return self.attention(x)  # type: ignore[no-any-return]
+        x = self.act(self.before_act(self.shortcut(x) + residual))
+        return self.after_sum(x)  # type: ignore[no-any-return]
+
+
+class ResidualStage(nn.Module):
+    """Residual blocks one after the other, and a slot for attention after the last."""
+
+    def __init__(self, blocks: Sequence[nn.Module], attention: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, *spatial) to (N, out_channels, *spatial / stride)."""
+        return self.attention(self.blocks(x))  # type: ignore[no-any-return]
 
 
 def _units(
@@ -210,7 +239,8 @@ def _units(
     kernel_size: Size,
     stride: Size,
     convs: int,
-    last_act: ActivationName | None,
+    last_act: bool,
+    before_act: nn.Module | None,
 ) -> nn.Sequential:
     """Return the convolution units of a block; the first one changes the channels and takes the stride."""
     if convs < 1:
@@ -218,8 +248,6 @@ def _units(
     units = []
     for place in range(convs):
         entering, step = (in_channels, stride) if place == 0 else (out_channels, 1)
-        act = last_act if place == convs - 1 else style.act
-        units.append(
-            ConvUnit(style.spatial_dims, entering, out_channels, kernel_size, step, style.norm_name, act, style.dropout_rate)
-        )
+        last = place == convs - 1
+        units.append(style.unit(entering, out_channels, kernel_size, step, last_act or not last, before_act if last else None))
     return nn.Sequential(*units)

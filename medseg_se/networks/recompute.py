@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from medseg_se.attention.tiles import is_recorded
 from medseg_se.errors import UsageError
+from medseg_se.execution import is_recorded
 
 
 def recomputed(

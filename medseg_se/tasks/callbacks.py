@@ -15,18 +15,25 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from medseg_se.files import atomic_write
 from medseg_se.hardware import best_device, has_bfloat16
+from medseg_se.tasks.base import Score
+from medseg_se.tasks.segmentation import SegmentationTask
 
 
-def trainer_defaults(folder: Path | str, device: str = "auto") -> dict[str, Any]:
+def trainer_defaults(folder: Path | str, device: str = "auto", score: Score = SegmentationTask.score) -> dict[str, Any]:
     """Return what every run gets, as arguments for `pytorch_lightning.Trainer`.
 
     Checkpoints in `folder/checkpoints`, curves in `folder/logs`, the progress bar, and bfloat16 where `device` has it.
+
+    Args:
+        folder: Folder of the run.
+        device: See `best_device`.
+        score: What chooses the best checkpoint, the `score` of the task.
     """
     root = Path(folder)
     checkpoints = root / "checkpoints"
     return {
         "default_root_dir": str(root),
-        "callbacks": [TrainingProgress(), KeepLast(checkpoints / "last.ckpt"), KeepBest(checkpoints)],
+        "callbacks": [TrainingProgress(), KeepLast(checkpoints / "last.ckpt"), KeepBest(checkpoints, score)],
         "plugins": [AtomicCheckpointIO()],
         "logger": CSVLogger(str(root), name="logs"),
         "log_every_n_steps": 1,  # short epochs are logged too
@@ -70,14 +77,15 @@ class KeepLast(pl.Callback):
 
 
 class KeepBest(pl.callbacks.ModelCheckpoint):
-    """Write `best.ckpt` when the Dice of the validation patches is the highest so far, and `last.ckpt` after every epoch.
+    """Write `best.ckpt` when the score of the validation is the best so far, and `last.ckpt` after every epoch.
 
     Args:
         folder: Where.
+        score: What chooses, the `score` of the task.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "best", monitor="val_dice", mode="max", save_last=True, enable_version_counter=False)
+    def __init__(self, folder: Path, score: Score = SegmentationTask.score) -> None:
+        super().__init__(folder, "best", monitor=score.name, mode=score.mode, save_last=True, enable_version_counter=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score of the run that is continued, also if its folder was moved since."""
@@ -94,7 +102,7 @@ class KeepBest(pl.callbacks.ModelCheckpoint):
 
 
 class TrainingProgress(pl.callbacks.ProgressBar):
-    """One bar for the whole run, with loss, Dice, time left and the share of the time spent waiting for data.
+    """One bar for the whole run, with loss, score, time left and the share of the time spent waiting for data.
 
     In a terminal the bar is live; otherwise a line is printed after each epoch.
     """
@@ -109,7 +117,7 @@ class TrainingProgress(pl.callbacks.ProgressBar):
         self._done_at_start = 0.0
         self._waiting = self._working = 0.0
         self._loss: float | None = None
-        self._best = 0.0
+        self._best: float | None = None
 
     def disable(self) -> None:
         """Show nothing (Lightning calls this on all processes but the first)."""
@@ -169,10 +177,11 @@ class TrainingProgress(pl.callbacks.ProgressBar):
         if not self._enabled or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         earlier = getattr(trainer.checkpoint_callback, "best_model_score", None)  # of the run that is continued
-        self._best = max(self._best, float(trainer.callback_metrics.get("val_dice", 0.0)), float(earlier or 0.0))
-        self._console.print(
-            f"{self._place(trainer)}  {self._facts(trainer)}  best {self._best:.3f}", highlight=False, soft_wrap=True
-        )
+        score: Score = pl_module.score
+        now = trainer.callback_metrics.get(score.name)
+        self._best = score.best(self._best, *(float(value) for value in (now, earlier) if value is not None))
+        best = f"  best {self._best:.3f}" if self._best is not None else ""
+        self._console.print(f"{self._place(trainer)}  {self._facts(trainer)}{best}", highlight=False, soft_wrap=True)
         self._last = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -196,10 +205,12 @@ class TrainingProgress(pl.callbacks.ProgressBar):
         done = trainer.lightning_module.done() - self._done_at_start
         elapsed = time.monotonic() - self._started
         left = elapsed / done * (1 - self._done_at_start - done) if done > 0 else None
+        score: Score = trainer.lightning_module.score
+        reached = trainer.callback_metrics.get(score.name)
         waited = self._waiting / max(1e-9, self._waiting + self._working)
         facts = [
             f"loss {self._loss:.3f}" if self._loss is not None else "",
-            f"dice {float(trainer.callback_metrics['val_dice']):.3f}" if "val_dice" in trainer.callback_metrics else "",
+            f"{score.word} {float(reached):.3f}" if reached is not None else "",
             f"left {_clock(left)}" if left is not None else "",
             f"waiting for data {waited:.0%}",
         ]

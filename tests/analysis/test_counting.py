@@ -100,8 +100,8 @@ def test_a_skip_or_a_sum_is_an_insertion_point_too():
     network = unet("simam", residual=True, attention_at=["skip", "residual"])
     names = insertion_points(network, unet("none", residual=True))
     assert names == [
-        *(f"encoder.{level}.{part}" for level in (0, 1) for part in ("block.before_sum", "skip")),
-        *("bottleneck.before_sum", "decoder.0.block.before_sum", "decoder.1.block.before_sum"),
+        *(f"encoder.{level}.{part}" for level in (0, 1) for part in ("block.blocks.0.before_sum", "skip")),
+        *("bottleneck.blocks.0.before_sum", "decoder.0.block.blocks.0.before_sum", "decoder.1.block.blocks.0.before_sum"),
     ]
 
 
@@ -117,7 +117,7 @@ def test_counting_leaves_the_network_as_it_was():
 
 def test_hooks_go_even_when_the_network_fails():
     network = unet("scse")
-    with pytest.raises(Exception, match="U-Net"):
+    with pytest.raises(Exception, match="UNet"):
         count(network, meta(1, 3, 8, 8, 8), ["bottleneck.attention"])
     assert not any(module._forward_hooks for module in network.modules())
     assert network.training

@@ -170,6 +170,50 @@ def test_predict_names_a_checkpoint_or_scan_that_is_not_there(capsys, checkpoint
     assert "No such file or folder" in complaint(capsys)
 
 
+def test_predict_averages_several_checkpoints(checkpoint, dataset, tmp_path, capsys):
+    kind = {"structures": Structures({"near": (1,), "far": (2,)}), "label_dtype": "uint8"}
+    backward = write_checkpoint(tmp_path / "backward.ckpt", options={"levels": [2.0, 1.0, 0.0]}, **kind)
+    truth = read_labels(dataset / "labelsTr" / "c.nii.gz").array
+    scan, output = dataset / "imagesTr" / "c.nii.gz", tmp_path / "p"
+    for weights, expected in (("2,1", truth), ("[0.1, 0.9]", 2 - truth)):
+        options = ["--weights", weights, "--output", output, "--overwrite"]
+        assert run("predict", checkpoint, backward, scan, *options) == 0
+        assert np.array_equal(read_labels(output / "c.nii.gz").array, expected)
+    written = (output / "c.nii.gz").stat().st_mtime_ns
+    assert run("predict", backward, checkpoint, scan, "--weights", "9,1", "--output", output) == 0
+    assert (output / "c.nii.gz").stat().st_mtime_ns == written
+    capsys.readouterr()
+    assert run("predict", backward, checkpoint, scan, "--output", output) == 2
+    assert "holds predictions of another model" in complaint(capsys)
+
+
+def test_predict_with_one_checkpoint_records_that_checkpoint(checkpoint, dataset, tmp_path):
+    assert run("predict", checkpoint, dataset / "imagesTs", "--output", tmp_path / "p") == 0
+    assert run("predict", checkpoint, dataset / "imagesTs", "--output", tmp_path / "p", "--weights", "5") == 0
+    assert json.loads((tmp_path / "p" / "predictions.json").read_text())["model"] == Model.load(checkpoint, "cpu").digest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["second.ckpt", "data", "--weights", "0.4"], "`weights` to be 2 positive numbers, one a checkpoint, but got [0.4]"),
+        (["second.ckpt", "data", "--weights", "1,0"], "2 positive numbers, one a checkpoint, but got [1.0, 0.0]"),
+        (["second.ckpt", "data", "--weights", "some,more"], "`weights` to be numbers such as 0.4,0.4,0.2, but got 'some,more'"),
+        (["data", "--weights", "1,1"], "`weights` to be 1 positive number, one a checkpoint"),
+        (["second.ckpt"], "scans, folders of scans or datasets after the checkpoints, but got none"),
+        (["second.ckpt", "data"], "second.ckpt differ in third"),
+        (["nowhere.ckpt", "data"], "No such checkpoint: nowhere.ckpt"),
+    ],
+)
+def test_checkpoints_and_weights_that_do_not_fit(capsys, checkpoint, dataset, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    more = Structures({"near": (1,), "far": (2,), "third": (3,)})
+    write_checkpoint(Path("second.ckpt"), structures=more, options={"levels": [0.0, 1.0, 2.0, 3.0]}, label_dtype="uint8")
+    assert run("predict", checkpoint, *words, "--output", "p") == 2
+    assert message in complaint(capsys)
+    assert not Path("p").exists()
+
+
 def test_predict_on_a_full_disk_exits_with_2_and_the_next_run_finishes(capsys, checkpoint, dataset, tmp_path, monkeypatch):
     sync, synced = os.fsync, []
 

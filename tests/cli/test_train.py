@@ -419,7 +419,7 @@ def test_the_file_of_an_unknown_key_is_the_right_one_of_several(refused):
         (["left over"], "Unknown key 'left"),
         (["--model.init_args.attention", "scsee"], "Unknown attention 'scsee'. Did you mean 'scse'? Valid names: "),
         (["--model.network", "unett"], "Unknown network 'unett'. Did you mean 'unet'? Valid names: "),
-        (["--model.init_args.attention_at", "[everywhere]"], "'everywhere'. Valid names: bottleneck, decoder"),
+        (["--model.init_args.attention_at", "[everywhere]"], "'everywhere'. Valid names: after_sum, bottleneck"),
         (["--data.folds", "three"], "Expected 'folds' to be of type int, but got three."),
         (["--trainer.max_epochs", "a few"], "Expected 'trainer.max_epochs' to be of type int, but got a few."),
         (["--model.init_args.lr", "fast"], "Expected 'lr' to be of type float, but got fast."),

@@ -412,3 +412,14 @@ def test_a_trained_checkpoint_holds_all_that_inference_needs(tmp_path, write_dec
     assert labels.array.shape == image.array.shape
     assert labels.array.dtype == np.uint8
     assert np.array_equal(labels.affine, image.affine)
+
+
+def test_a_checkpoint_of_another_task_is_refused_by_its_name(tmp_path):
+    content = checkpoint_content()
+    content["medseg_se"]["task"] = "classification"
+    content["medseg_se"]["data"] = {"classes": ["none", "glioma"]}
+    torch.save(content, tmp_path / "classes.ckpt")
+    with pytest.raises(
+        CheckpointError, match=r"Expected a checkpoint of a segmentation, but .*classes\.ckpt is of a classification"
+    ):
+        Model.load(tmp_path / "classes.ckpt")

@@ -7,8 +7,8 @@ from torch import nn
 
 from medseg_se.errors import UsageError
 from medseg_se.networks import NETWORKS, UNet, build_network
-from medseg_se.networks.blocks import PLACES
 
+PLACES = UNet.places
 every_dims = pytest.mark.parametrize("dims", [2, 3])
 ODD = (11, 13, 9)
 
@@ -43,7 +43,7 @@ def dead_parameters(net, x):
 COMBINATIONS = [
     (residual, attention, place)
     for residual, attention, place in itertools.product((False, True), ("cse", "sse", "scse"), PLACES)
-    if residual or place != "residual"
+    if residual or place not in ("residual", "after_sum")
 ]
 
 
@@ -57,16 +57,18 @@ def test_every_combination_keeps_the_size_and_trains_every_parameter(dims, resid
         x = scan(dims, size)
         assert net(x).shape == (2, 3, *size[:dims])
     dead = dead_parameters(net, x)
-    # After instance normalisation the channel means before the sum are 0 at first, so their weights have no gradient yet.
-    resting = {name for name, _ in net.named_parameters() if "before_sum" in name and name.endswith("squeeze.weight")}
+    # After instance normalisation the channel means of a residual are 0 at first, so their weights have no gradient yet.
+    slot = "before_act" if place == "pre_activation" else "before_sum"
+    resting = {name for name, _ in net.named_parameters() if slot in name and name.endswith("squeeze.weight")}
     assert dead == resting
 
 
 @every_dims
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_every_parameter_trains_with_attention_everywhere(dims, norm):
-    options = {"residual": True, "attention": "scse", "attention_at": PLACES, "deep_supervision": True, "activation": "silu"}
-    net = build(dims, norm=norm, channels=(4, 6, 6, 8), **options)
+def test_every_parameter_trains_with_attention_in_many_places(dims, norm):
+    options = {"residual": True, "attention": "scse", "deep_supervision": True, "activation": "silu"}
+    places = ("encoder", "bottleneck", "decoder", "skip", "residual")
+    net = build(dims, norm=norm, channels=(4, 6, 6, 8), attention_at=places, **options)
     assert dead_parameters(net, scan(dims, (20, 17, 18))) == set()
 
 
@@ -109,7 +111,7 @@ def test_attention_that_is_off_is_the_network_without_it(dims, off):
 @every_dims
 @pytest.mark.parametrize("residual", [False, True])
 def test_open_gates_change_nothing(dims, residual):
-    places = PLACES if residual else [place for place in PLACES if place != "residual"]
+    places = PLACES if residual else [place for place in PLACES if place not in ("residual", "after_sum")]
     net = build(dims, residual=residual, attention="cse", attention_at=places)
     plain = build(dims, residual=residual)
     state = plain.state_dict()
@@ -181,12 +183,12 @@ def test_parameters_have_readable_names_and_are_registered_once(dims):
         "encoder.0.block.attention.channel.squeeze.weight",
         "encoder.0.block.attention.spatial.project.bias",
         "encoder.1.block.attention.excite.bias",
-        "encoder.1.block.before_sum.squeeze.weight",
+        "encoder.1.block.blocks.0.before_sum.squeeze.weight",
         "encoder.0.skip.channel.excite.weight",
-        "encoder.1.block.units.0.conv.weight",
-        "encoder.1.block.shortcut.conv.weight",
+        "encoder.1.block.blocks.0.units.0.conv.weight",
+        "encoder.1.block.blocks.0.shortcut.unit.conv.weight",
         "bottleneck.attention.project.weight",
-        "bottleneck.units.1.norm.bias",
+        "bottleneck.blocks.0.units.1.norm.bias",
         "decoder.0.up.weight",
         "decoder.0.block.attention.squeeze.weight",
         "decoder.1.block.attention.channel.squeeze.weight",
@@ -332,7 +334,7 @@ def test_a_patch_that_shrinks_to_one_voxel_is_refused(options, size, fits):
     if fits:
         assert net(scan(2, size)).shape[2:] == size
     else:
-        with pytest.raises(UsageError, match=r"shrinks to one voxel.*take a larger patch or fewer levels"):
+        with pytest.raises(UsageError, match=r"more than one voxel .* shrinks to one .*take larger patches, fewer levels"):
             net(scan(2, size))
 
 
@@ -361,11 +363,14 @@ def test_a_wrong_scan_is_refused_with_both_shapes(dims, shape, expected, norm):
         ({"attention": ["cse", "cse"]}, "`attention` to be one name or 3 of them, one a level, but got 2"),
         (
             {"attention": "cse", "attention_at": ["decoders"]},
-            "'decoders'. Did you mean 'decoder'? Valid names: bottleneck, dec",
+            "'decoders'. Did you mean 'decoder'? Valid names: after_sum, bot",
         ),
         ({"attention": "cse", "attention_options": {"reductoin": 2}}, "'reductoin'. Did you mean 'reduction'?"),
         ({"attention": "sse", "attention_options": {"reduction": 2}}, "option of attention 'sse' 'reduction'"),
-        ({"attention": "cse", "attention_at": ["residual"]}, "`residual` to be true, because `attention_at` has 'residual'"),
+        (
+            {"attention": "cse", "attention_at": ["residual"]},
+            "decoder, skip, pre_activation, the places of this network",
+        ),
         ({"norm": "instanse"}, "Unknown norm 'instanse'. Did you mean 'instance'? Valid names: batch, group, instance, none."),
         (
             {"activation": "reluu"},
@@ -392,7 +397,7 @@ def test_a_wrong_option_is_refused(options, message):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("unnet", 1, 2, 3), {}, "Unknown network 'unnet'. Did you mean 'unet'? Valid names: unet."),
+        (("unnet", 1, 2, 3), {}, "Unknown network 'unnet'. Did you mean 'unet'? Valid names: "),
         (
             ("unet", 1, 2, 3),
             {"chanels": (2, 4)},

@@ -1,0 +1,96 @@
+"""Pictures: JPEG, PNG and the like as scans of one slice, alone or in one folder a class."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from medseg_se.data.datalist import Case, Datalist
+from medseg_se.errors import DataError, UsageError
+from medseg_se.nifti import MEMORY_LIMIT
+from medseg_se.structures import Structures
+from medseg_se.volumes import Volume
+
+Colour = Literal["grey", "rgb"]
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+ORIENTATION = "PLS"  # rows run from front to back and columns from right to left, as axial slices are shown
+NO_STRUCTURES = Structures({"scan": (1,)})  # a datalist has some; those of whole scans have no label maps
+_DEEP = ("I", "I;16", "I;16B", "I;16L", "F")  # more than eight bits of grey, which `convert` would cut off
+
+_AFFINE = np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=np.float64)
+
+
+def is_picture(path: Path) -> bool:
+    """Tell whether `path` looks like a picture; hidden files do not."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def check_colour(colour: str) -> None:
+    """Refuse anything but the names of `Colour`."""
+    if colour not in get_args(Colour):
+        raise UsageError(f"Expected `colour` to be one of {', '.join(get_args(Colour))}, but got {colour!r}.")
+
+
+def read_picture(path: Path, colour: Colour = "grey", memory_limit: int = MEMORY_LIMIT) -> Volume:
+    """Read a picture as float32 (C, height, width, 1), turned as its camera says.
+
+    Args:
+        path: The file.
+        colour: "grey" for one channel, the luminance of coloured pictures; "rgb" for three.
+        memory_limit: Bytes that the picture may claim as float32.
+
+    Raises:
+        DataError: The file is missing, damaged, no picture, or holds several.
+    """
+    check_colour(colour)
+    try:
+        with Image.open(path) as picture:
+            pages = getattr(picture, "n_frames", 1)
+            if pages > 1:
+                raise DataError(f"Expected {path} to hold one picture, but it holds {pages}. Save each to its own file.")
+            if 12 * picture.width * picture.height > memory_limit:
+                raise DataError(
+                    f"{path} claims {picture.width} × {picture.height} pixels, more than can be read. Is it intact?"
+                )
+            array = _pixels(ImageOps.exif_transpose(picture), colour)
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+        raise DataError(f"Cannot read {path} as a picture: {reason.rstrip('.')}. Restore it or leave it out.") from error
+    return Volume(np.ascontiguousarray(array[..., None]), _AFFINE, path=path)
+
+
+def _pixels(picture: Image.Image, colour: Colour) -> npt.NDArray[Any]:
+    """Return (C, height, width) float32."""
+    if picture.mode in _DEEP:
+        grey = np.asarray(picture).astype(np.float32)[None]
+        return grey if colour == "grey" else np.repeat(grey, 3, axis=0)
+    plain = picture.convert("RGB")
+    pixels = np.asarray(plain if colour == "rgb" else plain.convert("L"), dtype=np.float32)
+    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+
+def read_class_folders(folder: Path) -> Datalist:
+    """Read a folder of one folder a class, each with pictures, as a datalist with the attribute "class".
+
+    Raises:
+        DataError: There are no such folders, or one holds no picture.
+    """
+    cases = []
+    for group in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "_"))):
+        files = sorted(path for path in group.iterdir() if is_picture(path))
+        if not files:
+            raise DataError(
+                f"Expected {group} to hold the pictures of a class ({', '.join(SUFFIXES)}), for {folder} has no dataset.json, "
+                "but it holds none. Remove the folder, or put its pictures there."
+            )
+        for path in files:
+            name = f"{group.name}/{path.name}"
+            cases.append(Case(name, (path,), group=name, attributes={"class": group.name}))
+    if not cases:
+        raise DataError(f"Expected {folder} to hold a dataset.json, a CSV, or a folder of pictures for each class.")
+    return Datalist(folder.resolve().name, folder, ("image",), NO_STRUCTURES, tuple(cases))

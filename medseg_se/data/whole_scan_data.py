@@ -1,0 +1,316 @@
+"""WholeScanData: what the LightningDataModules with one truth a scan have in common, from the source to batches."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from medseg_se.data.augmentation import Augmentation
+from medseg_se.data.datalist import Case, Datalist, describes_dataset, read_datalist
+from medseg_se.data.loading import SliceAxis, axis_across, checked_spacing, epoch_sampler, worker_count
+from medseg_se.data.parallel import for_every_case
+from medseg_se.data.pictures import NO_STRUCTURES, ORIENTATION, Colour, check_colour, is_picture, read_class_folders
+from medseg_se.data.preprocessing import Crop, ImageInterpolation, Intensity, Preprocessing
+from medseg_se.data.sampling import Sample
+from medseg_se.data.store import digest_of
+from medseg_se.data.whole_scan import TrainingScans, WholeScan, WholeScanDataset
+from medseg_se.errors import DataError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+class WholeScanData(pl.LightningDataModule, ABC):
+    """Whole scans of one size for training, validation and test.
+
+    Args:
+        source: A folder with one folder of pictures (JPEG, PNG and the like) for each class; or a dataset folder, a
+            `dataset.json` or a CSV, see `read_datalist`, of NIfTI scans or of pictures.
+        target: The attribute of the cases that is learnt; for numbers also several. "class" if not given.
+        fold: Which fold is validated; null trains on every case and validates on the same ones, which judges nothing.
+        folds: Number of folds.
+        split_seed: Seed of the split into folds. Cases of one `group` stay together, and those without a group whose files
+            are the same to the last byte.
+        size: Voxels of a scan as the network sees it along the axes of `orientation`: three, or two for slices and pictures
+            (height and width).
+        slice_axis: For a 2D network on NIfTI scans: the axis across the slices, of which the middle one is taken.
+        colour: How pictures are read: "grey" for one channel, "rgb" for three.
+        batch_size: Scans a batch.
+        batches_per_epoch: Batches after which validation runs and a checkpoint is written; null takes as many as the training
+            scans fill.
+        store: Folder in which prepared scans are kept for the next run.
+        num_workers: Processes that make batches beside the training; null takes none on a CPU and up to 8 with a GPU.
+        seed: Seed of order and augmentation.
+        orientation: See `Preprocessing`, as the next five; null takes RAS for scans, and pictures as they lie.
+        spacing: In mm; scans are then cut or continued to `size` about their middle. Null shrinks or enlarges each, its
+            proportions kept, until it just fits. Pictures have none.
+        crop: Whether the zero border is cut off.
+        intensity: How intensities are scaled.
+        window: For the intensity "window".
+        interpolation: How scans are resampled to `spacing`.
+        rotation: See `Augmentation`, as the following.
+        scaling: Largest relative change of size.
+        shift: Largest shift along each axis, as a share of `size`.
+        spatial_probability: Share of the scans that are rotated, scaled and shifted.
+        mirror: Axes along which half of the scans are mirrored; the width of pictures counts as "left-right", their height as
+            "anterior-posterior".
+        noise: Largest standard deviation of the noise.
+        blur: Largest blur in voxels.
+        brightness: Largest relative change.
+        contrast: Largest relative change.
+        gamma: Largest relative change of the exponent.
+        low_resolution: Largest coarsening factor.
+        intensity_probability: Share of the scans to which each intensity change is applied.
+        progress: Whether preparing shows a progress bar.
+    """
+
+    task: ClassVar[str]
+    num_classes: int
+
+    def __init__(
+        self,
+        source: str,
+        target: str | list[str] | None = None,
+        fold: int | None = 0,
+        folds: int = 5,
+        split_seed: int = 0,
+        size: list[int] = [224, 224],  # noqa: B006 - never changed; a list is what YAML gives
+        slice_axis: SliceAxis | None = None,
+        colour: Colour = "grey",
+        batch_size: int = 16,
+        batches_per_epoch: int | None = None,
+        store: str = "prepared",
+        num_workers: int | None = None,
+        seed: int = 0,
+        orientation: str | None = None,
+        spacing: list[float] | None = None,
+        crop: Crop = "none",
+        intensity: Intensity = "zscore",
+        window: tuple[float, float] = (-1000.0, 1000.0),
+        interpolation: ImageInterpolation = "linear",
+        rotation: float = 15.0,
+        scaling: float = 0.1,
+        shift: float = 0.05,
+        spatial_probability: float = 0.5,
+        mirror: list[str] = [],  # noqa: B006
+        noise: float = 0.1,
+        blur: float = 1.0,
+        brightness: float = 0.25,
+        contrast: float = 0.25,
+        gamma: float = 0.3,
+        low_resolution: float = 2.0,
+        intensity_probability: float = 0.15,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("batches_per_epoch", 1 if batches_per_epoch is None else batches_per_epoch, 1),
+            ("num_workers", num_workers or 0, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise UsageError(f"Expected `{name}` to be at least {least}, but got {value}.")
+        if not 0 <= shift < 1:
+            raise UsageError(f"Expected `shift` to be at least 0 and below 1, but got {shift}.")
+        check_colour(colour)
+        self.datalist = read_whole_scans(Path(source))
+        if not self.datalist.training:
+            raise DataError(f"{self.datalist.source} lists no case to train on.")
+        pictures = _are_pictures(self.datalist)
+        if pictures:
+            _refuse_for_pictures(orientation=orientation, spacing=spacing, slice_axis=slice_axis)
+        oriented = ORIENTATION if pictures else (orientation or "RAS").upper()
+        preprocessing = Preprocessing(
+            oriented, checked_spacing(spacing), crop, intensity, (window[0], window[1]), interpolation
+        )
+        self.slice_axis = "axial" if pictures else slice_axis
+        flat_axis = axis_across(self.slice_axis, oriented)
+        self.spatial_dims = 3 if flat_axis is None else 2
+        if len(size) != self.spatial_dims or min(size) < 1:
+            what = "three positive numbers" if flat_axis is None else "two positive numbers for slices or pictures"
+            raise UsageError(f"Expected `size` to be {what}, but got {list(size)}.")
+        self.in_channels = (3 if colour == "rgb" else 1) if pictures else len(self.datalist.channels)
+        self.scan = WholeScan(preprocessing, tuple(size), self.in_channels, flat_axis, colour if pictures else None)
+        self.augmentation = Augmentation(
+            rotation=rotation,
+            scaling=scaling,
+            spatial_probability=spatial_probability,
+            mirror=tuple(mirror),
+            noise=noise,
+            blur=blur,
+            brightness=brightness,
+            contrast=contrast,
+            gamma=gamma,
+            low_resolution=low_resolution,
+            intensity_probability=intensity_probability,
+        )
+        self.shift, self.fold, self.folds, self.split_seed = shift, fold, folds, split_seed
+        self.batch_size, self.batches_per_epoch, self.num_workers = batch_size, batches_per_epoch, num_workers
+        self.store, self.seed, self.progress = Path(store), seed, progress
+        self.targets = [target] if isinstance(target, str) else list(target or ["class"])
+        self.training: list[Case] = []
+        self.validation: list[Case] = []
+        self.test: list[Case] = []
+        self._digests: dict[str, str] = {}
+        self._files: dict[str, Path] = {}
+        self.read_targets()
+
+    @abstractmethod
+    def read_targets(self) -> None:
+        """Find out what there is to learn, and set `num_classes`."""
+
+    @abstractmethod
+    def encode(self, cases: Sequence[Case]) -> Tensor:
+        """Return what is true of each case, as the network learns it."""
+
+    @abstractmethod
+    def describe_targets(self) -> dict[str, Any]:
+        """Return what the network's outputs mean, as plain data for the checkpoint."""
+
+    def split(self) -> tuple[Sequence[Case], Sequence[Case]]:
+        """Return the (training, validation) cases of this fold."""
+        if self.fold is None:
+            return self.datalist.training, self.datalist.training
+        return self._with_twins().fold(self.fold, self.folds, self.split_seed)
+
+    def _with_twins(self) -> Datalist:
+        """Make a group of those cases without one whose files are the same to the last byte."""
+        loose = [case for case in self.datalist.training if case.group == case.id]
+        self._digest(loose)
+        twins = defaultdict(list)
+        for case in loose:
+            twins[self._digests[case.id]].append(case)
+        torn = [cases for cases in twins.values() if len({str(case.attributes.get(self.targets[0])) for case in cases}) > 1]
+        for cases in torn[:3]:
+            log.warning("the same file has several truths: %s", ", ".join(case.id for case in cases))
+        first = {case.id: cases[0].id for cases in twins.values() for case in cases}
+        training = tuple(replace(case, group=first.get(case.id, case.group)) for case in self.datalist.training)
+        return replace(self.datalist, training=training)
+
+    def _digest(self, cases: Sequence[Case]) -> None:
+        missing = [case for case in cases if case.id not in self._digests]
+        found = for_every_case(missing, lambda case: digest_of(case.images), self.progress)
+        self._digests.update(zip((case.id for case in missing), found, strict=True))
+
+    def setup(self, stage: str) -> None:
+        """Prepare the cases of this fold, or the test cases, as far as the store does not hold them yet.
+
+        Raises:
+            DataError: A case cannot be used.
+        """
+        if stage == "test" and not self.test:
+            known = [case for case in self.datalist.test if all(name in case.attributes for name in self.targets)]
+            if not known:
+                raise DataError(
+                    f"{self.datalist.source} lists no test case with {quoted(self.targets)}. "
+                    "`medseg-se validate` judges the validation cases."
+                )
+            self._prepare(known)
+            self.test = known
+        if self.training and self.validation:
+            return
+        training, validation = self.split()
+        if self.fold is None:
+            log.warning("fold is null: validation uses the training cases, and its result says nothing about new scans")
+        self.check_training(training)
+        self._prepare(list({case.id: case for case in (*training, *validation)}.values()))
+        self.training, self.validation = list(training), list(validation)
+
+    def check_training(self, cases: Sequence[Case]) -> None:
+        """Refuse training cases from which nothing can be learnt."""
+
+    def _prepare(self, cases: Sequence[Case]) -> None:
+        self._digest(cases)
+        files = for_every_case(
+            cases, lambda case: self.scan.store(case, self._digests[case.id], self.store), progress=self.progress
+        )
+        self._files.update(zip((case.id for case in cases), files, strict=True))
+
+    def training_targets(self) -> Tensor:
+        """Return what is true of each training case: class numbers (N,), or numbers (N, V)."""
+        return self.encode(self.training)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Return changed training scans, `batches_per_epoch` batches an epoch."""
+        files = [self._files[case.id] for case in self.training]
+        dataset = TrainingScans(files, self.training_targets(), self.augmentation, self.shift, self.scan, self.seed)
+        devices = self.trainer.world_size if self.trainer is not None else 1
+        batches = self.batches_per_epoch or math.ceil(len(files) / (self.batch_size * devices))
+        workers = worker_count(self.num_workers)
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            sampler=epoch_sampler(self.trainer, self.batch_size, batches),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Return the validation scans as they are."""
+        return self._plain(self.validation)
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Return the test scans of which the truth is known, as they are."""
+        return self._plain(self.test)
+
+    def _plain(self, cases: Sequence[Case]) -> DataLoader[Sample]:
+        dataset = WholeScanDataset([self._files[case.id] for case in cases], self.encode(cases))
+        return DataLoader(dataset, self.batch_size, sampler=range(len(dataset)), num_workers=0)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what inference must know, as plain data for the checkpoint."""
+        return {
+            "dataset": self.datalist.name,
+            "channels": list(self.datalist.channels),
+            **self.describe_targets(),
+            "preprocessing": self.scan.preprocessing.to_dict(),
+            "size": list(self.scan.size),
+            "slice_axis": self.slice_axis,
+            "flat_axis": self.scan.flat_axis,
+            "colour": self.scan.colour,
+            "training": [self._digests[case.id] for case in self.training],
+            "validation": [self._digests[case.id] for case in self.validation] if self.fold is not None else [],
+        }
+
+
+def read_whole_scans(source: Path) -> Datalist:
+    """Read a datalist, or a folder with one folder of pictures for each class."""
+    if source.is_dir() and not describes_dataset(source) and any(entry.is_dir() for entry in source.iterdir()):
+        return read_class_folders(source)
+    return read_datalist(source, NO_STRUCTURES)
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return names as a list in words."""
+    return ", ".join(map(repr, names))
+
+
+def _are_pictures(datalist: Datalist) -> bool:
+    cases = (*datalist.training, *datalist.test)
+    pictures = [case for case in cases if is_picture(case.images[0])]
+    if pictures and len(pictures) < len(cases):
+        other = next(case for case in cases if not is_picture(case.images[0]))
+        raise DataError(f"{datalist.source} mixes pictures ({pictures[0].id}) and scans ({other.id}). Keep them apart.")
+    several = next((case for case in pictures if len(case.images) > 1), None)
+    if several is not None:
+        raise DataError(f"Case {several.id} of {datalist.source} has {len(several.images)} pictures; only one can be read.")
+    return bool(pictures)
+
+
+def _refuse_for_pictures(**options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"Pictures have no place in the body: leave out `{name}`, but got {value!r}.")

@@ -1,0 +1,169 @@
+"""Several checkpoints that answer as one: the weighted mean of their probabilities on the scan's own grid.
+
+Above all for 2D networks that see a scan along different axes: QuickNAT's view aggregation weights coronal and axial slices
+with 0.4 each and sagittal ones with 0.2; Roy et al., 2019, https://arxiv.org/abs/1801.04161. The folds of a cross-validation
+are averaged in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medseg_se.errors import CheckpointError, DataError, UsageError
+from medseg_se.hardware import free_memory
+from medseg_se.inference.model import Model, Precision, Prediction
+from medseg_se.structures import Structures
+from medseg_se.volumes import Volume
+
+
+def load_model(
+    checkpoints: Sequence[Path | str],
+    weights: Sequence[float] | None = None,
+    device: str = "auto",
+    precision: Precision = "fp32",
+) -> Model | Ensemble:
+    """Load one checkpoint as a `Model`, several as an `Ensemble`.
+
+    Args:
+        checkpoints: Checkpoints written by `medseg-se fit`.
+        weights: A positive number for each; equal if not given. Only their ratios count.
+        device: See `Model.load`.
+        precision: See `Model.load`.
+
+    Raises:
+        CheckpointError: As `Model.load`, or the checkpoints do not segment the same structures of the same channels.
+        UsageError: As `Model.load`, or the weights are not one positive number a checkpoint.
+    """
+    _shares(weights, len(checkpoints))  # before anything large is read
+    members = [Model.load(path, device, precision) for path in checkpoints]
+    return members[0] if len(members) == 1 else Ensemble(members, weights)
+
+
+class Ensemble:
+    """Models that segment a scan together; to `predict_cases` it is a model like any other.
+
+    They may differ in network, preprocessing, tiles and the axis across their slices. A sagittal slice does not tell left
+    from right, so a member may have merged structures: one whose label values are those of several structures of the
+    ensemble gives its probability to each of them.
+
+    Args:
+        members: The models.
+        weights: A positive number for each; equal if not given. Only their ratios count.
+
+    Attributes:
+        structures: What it segments: the structures of the member that has most.
+        channels: Names of the channels it expects.
+        precision: The precision in which the members compute.
+        digest: Digest and share of every member, the same in whatever order they are given.
+        training: Digests of the image files that any member was trained on.
+        validation: Digests of the image files that chose a checkpoint and trained none.
+
+    Raises:
+        CheckpointError: The members do not segment the same structures of the same channels.
+        UsageError: There is no member, or the weights are not one positive number a member.
+    """
+
+    def __init__(self, members: Sequence[Model], weights: Sequence[float] | None = None) -> None:
+        shares = _shares(weights, len(members))
+        whole = max(members, key=lambda member: member.structures.num_classes)  # the first of them
+        for member in members:
+            _check_agreement(member, whole)
+        # In an order of their own, so that sums are rounded alike in whatever order the members are given.
+        together = sorted(zip(shares, members, strict=True), key=lambda pair: (pair[1].digest, pair[0]))
+        self.members = tuple(member for _, member in together)
+        self.weights = tuple(share for share, _ in together)
+        self.structures, self.channels, self.label_dtype = whole.structures, whole.channels, whole.label_dtype
+        self.precision: Precision = whole.precision
+        # With the digits that float32 tells apart: 9,1 and 0.9,0.1 are the same weights.
+        self.digest = " + ".join(f"{share:.9g} * {member.digest}" for share, member in together)
+        self.training = frozenset[str]().union(*(member.training for member in members))
+        self.validation = frozenset[str]().union(*(member.validation for member in members)) - self.training
+
+    def predict(self, image: Volume, overlap: float = 0.5, probabilities: bool = False) -> Prediction:
+        """Segment a scan (C, I, J, K) as read from its file; of equal probabilities, the first structure's wins.
+
+        Raises:
+            DataError: As `Model.predict`, for any member.
+        """
+        self._check_memory(image)
+        total = np.zeros((self.structures.num_classes, *image.shape), dtype=np.float32)
+        for member, weight in zip(self.members, self.weights, strict=True):
+            found = member.probabilities(image, overlap).array
+            found *= np.float32(weight)
+            for index, source in enumerate(_sources(member.structures, self.structures)):
+                total[index] += found[source]
+            del found  # or it would stay while the next one is made
+        indices = torch.from_numpy(total).argmax(0).numpy()  # NumPy's would copy the array
+        labels = replace(image, array=self.structures.decode(indices, self.label_dtype or None)[None])
+        if not probabilities:
+            return Prediction(labels)
+        total /= total.sum(0)  # above 1 where merged structures gave their probability to several
+        return Prediction(labels, replace(image, array=total))
+
+    def _check_memory(self, image: Volume) -> None:
+        """Refuse a scan whose probabilities exceed the memory: the sum, and a member's with the copies of restoring.
+
+        The members themselves count their logits, on grids of their own.
+        """
+        classes, free = self.structures.num_classes, free_memory()
+        needed = 4 * 4 * math.prod(image.shape) * classes
+        if needed > free:
+            raise DataError(
+                f"Expected {needed / 2**30:.1f} GiB of free memory for the probabilities of {classes} classes of "
+                f"{image.path or 'the scan'} on {image.shape} voxels, but got {free / 2**30:.1f} GiB. Cut the scan, predict "
+                "with one checkpoint, or take a machine with more."
+            )
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Return the weights divided by their sum."""
+    if count < 1:
+        raise UsageError("Expected at least one checkpoint, but got none.")
+    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if len(given) != count or not all(0 < weight < math.inf for weight in given):
+        what = "1 positive number" if count == 1 else f"{count} positive numbers"
+        raise UsageError(f"Expected `weights` to be {what}, one a checkpoint, but got {given}.")
+    relative = [weight / max(given) for weight in given]
+    return [weight / math.fsum(relative) for weight in relative]
+
+
+def _check_agreement(member: Model, whole: Model) -> None:
+    """Refuse a member that another one cannot be averaged with."""
+    pair = f"{member.path or 'one'} and {whole.path or 'the other'}"
+    for name, what in (("channels", "channels"), ("label_dtype", "type of label values"), ("precision", "precision")):
+        of_member, of_whole = getattr(member, name), getattr(whole, name)
+        if of_member != of_whole:
+            raise CheckpointError(f"Expected checkpoints with the same {what}, but {pair} have {of_member} and {of_whole}.")
+    misfits = _misfits(member.structures, whole.structures)
+    if misfits:
+        raise CheckpointError(
+            f"Expected checkpoints with the same structures, but {pair} differ in {', '.join(misfits)}. Names and label values "
+            "must be the same; only a structure that merges several of the other checkpoint, with the values of all of them, "
+            "may have a name of its own."
+        )
+
+
+def _misfits(member: Structures, whole: Structures) -> list[str]:
+    """Return the names of structures that mean something else in one of both, or nothing."""
+    sources = _sources(member, whole)[1:]
+    misfits = {name: None for name, source in zip(whole.names, sources, strict=True) if source == 0}
+    for index, (name, values) in enumerate(member.values.items(), start=1):
+        parts = [part for part, source in zip(whole.names, sources, strict=True) if source == index]
+        covered = {value for part in parts for value in whole.values[part]}
+        if covered != set(values) or (len(parts) == 1 and parts != [name]):
+            misfits |= dict.fromkeys([name, *parts])
+    if set(member.background) != set(whole.background):
+        misfits["background"] = None
+    return list(misfits)
+
+
+def _sources(member: Structures, whole: Structures) -> list[int]:
+    """Return for each class of `whole` the class of `member` that holds its first label value; 0 if there is none."""
+    owner = {value: index for index, values in enumerate(member.values.values(), start=1) for value in values}
+    return [0, *(owner.get(values[0], 0) for values in whole.values.values())]

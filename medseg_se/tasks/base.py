@@ -1,0 +1,290 @@
+"""Task: what training a network by name has in common, whatever it is trained for."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from rich.table import Table
+from torch import Tensor
+
+from medseg_se.attention import discretise, follow_choices, is_open
+from medseg_se.dims import check_dims
+from medseg_se.errors import CheckpointError, UsageError
+from medseg_se.networks import build_network
+from medseg_se.networks.base import Kind
+from medseg_se.tasks.schedules import Schedule, learning_rate_factor
+from medseg_se.version import CHECKPOINT_FORMAT, __version__
+
+Option = int | float | bool | str | None | list[str]
+AttentionOptions = dict[str, Option | dict[str, Option | dict[str, Option]]]
+NetworkOptions = dict[str, Option | list[int] | list[list[int]] | list[list[list[int]]]]
+OptimizerName = Literal["adamw", "sgd"]
+Stage = Literal["val", "test"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The number that chooses the best checkpoint of a run.
+
+    Attributes:
+        name: What it is logged as.
+        word: What the progress bar calls it.
+        mode: "max" if more is better, else "min".
+    """
+
+    name: str
+    word: str
+    mode: Literal["max", "min"]
+
+    def best(self, *values: float | None) -> float | None:
+        """Return the best of those values that there are."""
+        found = [value for value in values if value is not None]
+        if not found:
+            return None
+        return max(found) if self.mode == "max" else min(found)
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How weights are optimised.
+
+    Attributes:
+        optimizer: "adamw" or "sgd" (Nesterov momentum 0.99).
+        lr: Highest learning rate.
+        weight_decay: Weight decay.
+        schedule: "cosine", "poly" or "constant"; it ends with the run, be that `max_epochs` or `max_time`.
+        warmup: Share of the run during which the learning rate rises.
+        discretise_after: Share of the run after which learnt choices of attention become final; never if None.
+
+    Raises:
+        UsageError: A value that makes no sense.
+    """
+
+    optimizer: OptimizerName
+    lr: float
+    weight_decay: float
+    schedule: Schedule
+    warmup: float
+    discretise_after: float | None
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "sgd"):
+            raise UsageError(f"Expected `optimizer` to be adamw or sgd, but got {self.optimizer!r}.")
+        if self.lr <= 0:
+            raise UsageError(f"Expected `lr` to be positive, but got {self.lr}.")
+        if self.weight_decay < 0:
+            raise UsageError(f"Expected `weight_decay` to be at least 0, but got {self.weight_decay}.")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"Expected `warmup` to be at least 0 and below 1, but got {self.warmup}.")
+        if self.discretise_after is not None and not 0 < self.discretise_after < 1:
+            raise UsageError(f"Expected `discretise_after` to lie between 0 and 1, but got {self.discretise_after}.")
+        self.factor(0.0)
+
+    def factor(self, done: float) -> float:
+        """Return the factor on the learning rate when the share `done` of the run is over."""
+        return learning_rate_factor(self.schedule, done, self.warmup)
+
+    def make(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of these parameters."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, self.lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None; the others are left to the network's own defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+class Task(pl.LightningModule, ABC):
+    """A network by name, its optimiser and schedule, and checkpoints that say everything inference needs.
+
+    Args:
+        in_channels: Channels of a scan.
+        num_classes: What the network returns so many of: structures and background, classes, or values.
+        spatial_dims: 2 or 3.
+        network: One of `medseg_se.networks.NETWORKS`.
+        network_arguments: Options of the network.
+        optimisation: How weights are optimised.
+
+    Attributes:
+        task: Its name in a checkpoint.
+        kind: The kind of network that it trains.
+        score: What chooses the best checkpoint.
+        meaning: The key of the data's description that tells what the network's outputs mean.
+        advice: What to do after a run, for a person.
+    """
+
+    task: ClassVar[Literal["segmentation", "classification", "regression"]]
+    kind: ClassVar[Kind]
+    score: ClassVar[Score]
+    meaning: ClassVar[str]
+    advice: ClassVar[str]
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        spatial_dims: int,
+        network: str,
+        network_arguments: Mapping[str, Any],
+        optimisation: Optimisation,
+    ) -> None:
+        super().__init__()
+        check_dims(spatial_dims)
+        self.in_channels, self.num_classes, self.spatial_dims = in_channels, num_classes, spatial_dims
+        self.network_name, self.network_arguments, self.optimisation = network, dict(network_arguments), optimisation
+        self.network = build_network(network, in_channels, num_classes, spatial_dims, self.kind, **self.network_arguments)
+        if optimisation.discretise_after is not None and not is_open(self.network):
+            raise UsageError(
+                "Expected `attention` with a choice to learn, adaptive or fca_search, where `discretise_after` is given."
+            )
+        self.model_description: dict[str, Any] = {}
+
+    @abstractmethod
+    def training_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a training batch."""
+
+    @abstractmethod
+    def table(self, metrics: Mapping[str, Tensor], stage: Stage) -> Table:
+        """Return the result of a validation or test, of what it logged, as a person reads it."""
+
+    def setup(self, stage: str) -> None:
+        """Refuse data for another task.
+
+        Raises:
+            UsageError: The data are not for this task.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        made_for = getattr(data, "task", self.task)
+        if made_for != self.task:
+            raise UsageError(f"Expected data for {self.task}, but {type(data).__name__} is for {made_for}.")
+
+    # ------------------------------------------------------------------------------------------------------------- training
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch.
+
+        Raises:
+            UsageError: The loss is not finite.
+        """
+        loss = self.training_loss(batch)
+        if not math.isfinite(float(loss.detach())):
+            raise UsageError(
+                f"The loss became {float(loss.detach())} at step {self.global_step}. Lower `lr`, or check the scans with "
+                "`medseg-se check`; the last checkpoint is intact."
+            )
+        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and a schedule that follows the share of the run that is done."""
+        optimizer = self.optimisation.make([parameter for parameter in self.network.parameters() if parameter.requires_grad])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: self.optimisation.factor(self.done()))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Make learnt choices of attention final once their share of the run is over."""
+        after = self.optimisation.discretise_after
+        if after is None or self.done() < after or not is_open(self.network):
+            return
+        if self.trainer.world_size > 1:
+            raise UsageError("Expected one device where `discretise_after` is given: several might choose at different steps.")
+        chosen = discretise(self.network)
+        left = set(self.network.parameters())
+        for optimizer in self.trainer.optimizers:  # nothing of what was dropped may reach the checkpoint
+            for group in optimizer.param_groups:
+                dropped = [parameter for parameter in group["params"] if parameter not in left]
+                group["params"] = [parameter for parameter in group["params"] if parameter in left]
+                for parameter in dropped:
+                    optimizer.state.pop(parameter, None)
+        rank_zero_info("Attention chosen: " + ", ".join(f"{path} {choice}" for path, choice in chosen.items()))
+
+    def done(self) -> float:
+        """Return the share of the run that is over, by steps or by the clock, whichever is further."""
+        trainer = self._trainer
+        if trainer is None or trainer.num_training_batches == math.inf:
+            # Not begun. To ask for the steps now would make the loader before a resumed run knows its place.
+            return 0.0
+        steps = trainer.estimated_stepping_batches
+        by_steps = self.global_step / steps if 0 < steps < math.inf else 0.0
+        by_clock = 0.0
+        for callback in trainer.callbacks:
+            if isinstance(callback, pl.callbacks.Timer) and (left := callback.time_remaining("train")) is not None:
+                spent = callback.time_elapsed("train")
+                by_clock = spent / max(1e-9, spent + left)
+        return min(1.0, max(by_steps, by_clock))
+
+    # ----------------------------------------------------------------------------------------------------------------- data
+
+    def training_targets(self) -> Tensor | None:
+        """Return what the training scans of the run are to be taken for; None where its data do not tell."""
+        ask = getattr(getattr(self.trainer, "datamodule", None), "training_targets", None)
+        return cast(Tensor, ask()) if ask is not None else None
+
+    def describe_data(self) -> dict[str, Any]:
+        """Return what the data say of themselves: those of the run, or those that the loaded checkpoint was trained on."""
+        datamodule = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        if datamodule is not None and hasattr(datamodule, "describe"):
+            return cast("dict[str, Any]", datamodule.describe())
+        return cast("dict[str, Any]", self.model_description.get("data", {}))
+
+    # ---------------------------------------------------------------------------------------------------------- checkpoints
+
+    def _describe_network(self) -> dict[str, Any]:
+        return {
+            "name": self.network_name,
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+            "spatial_dims": self.spatial_dims,
+            "options": self.network_arguments,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add everything that inference needs, as plain data."""
+        checkpoint["medseg_se"] = {
+            "format": CHECKPOINT_FORMAT,
+            "version": __version__,
+            "task": self.task,
+            "network": self._describe_network(),
+            "data": self.describe_data(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the description, for runs without a data module.
+
+        Raises:
+            CheckpointError: The checkpoint is of another task, or of a network that is built otherwise or means something else.
+        """
+        self.model_description = checkpoint.get("medseg_se", {})
+        trained_for = self.model_description.get("task", self.task)
+        if trained_for != self.task:
+            raise CheckpointError(f"Expected a checkpoint of a {self.task}, but this one is of a {trained_for}.")
+        follow_choices(self, checkpoint["state_dict"])
+        self._check_weights(checkpoint["state_dict"])
+        theirs, ours = (data.get(self.meaning) for data in (self.model_description.get("data", {}), self.describe_data()))
+        if isinstance(theirs, list) and theirs != ours:
+            raise CheckpointError(
+                f"Expected a checkpoint whose {self.meaning} are those of the data, {', '.join(ours or [])}, but its are "
+                f"{', '.join(theirs)}."
+            )
+
+    def _check_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse weights that do not fit this network."""
+        shapes = {name: value.shape for name, value in state.items()}
+        if shapes == {name: value.shape for name, value in self.state_dict().items()}:
+            return
+        theirs, ours = (
+            {**network, **network.get("options", {})}
+            for network in (self.model_description.get("network", {}), self._describe_network())
+        )
+        other = [key for key in ours if key != "options" and theirs.get(key) != ours[key]]
+        listed = ", ".join(f"{key} {theirs.get(key)} instead of {ours[key]}" for key in other)
+        raise CheckpointError(f"The checkpoint holds another network: {listed or 'its weights have other shapes'}.")
