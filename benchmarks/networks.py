@@ -1,10 +1,11 @@
-"""How fast the U-Net is: `python benchmarks/networks.py [peers] [layouts] [compiled]`, or all three.
+"""How fast the U-Net is: `python benchmarks/networks.py [peers] [layouts] [compiled] [small]`, or all.
 
 - peers: the U-Net beside nnU-Net's PlainConvUNet (if `dynamic_network_architectures` is installed) and MONAI's DynUNet of the
   same topology: parameters, multiply-adds, time of a tile forward and of a training step.
 - layouts: a tile forward through the U-Net with maps in PyTorch's ordinary layout, channels-last with PyTorch's own instance
   normalisation, and channels-last with ours, which is what `medseg_se.execution.fast_layout` chooses by itself.
 - compiled: the same with torch.compile, in both layouts.
+- small: single small maps through one 3×3×3 convolution, PyTorch's way and ours, and the network of the hippocampus recipe.
 
 Variants take turns, and each ratio is the median of the ratios within a round. Writes a table to the terminal, and with
 `--output FILE` everything as JSON.
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from medseg_se.analysis.counting import count, parameters
 from medseg_se.analysis.timing import Timing, time_in_turns
-from medseg_se.dims import InstanceNorm3d
+from medseg_se.dims import InstanceNorm3d, QuickConv3d, conv
 from medseg_se.hardware import has_bfloat16, keep_freed_memory
 from medseg_se.networks import UNet
 
@@ -63,9 +64,7 @@ def monais() -> nn.Module:
     """Return MONAI's network of the same topology (its convolutions have no biases)."""
     strides = [1, 2, 2, 2, 2, 2]
     norm = ("INSTANCE", {"affine": True})
-    return DynUNet(
-        3, 1, CLASSES, [3] * 6, strides, strides[1:], filters=CHANNELS, norm_name=norm, trans_bias=True
-    )  # fmt: skip
+    return DynUNet(3, 1, CLASSES, [3] * 6, strides, strides[1:], filters=CHANNELS, norm_name=norm, trans_bias=True)
 
 
 @dataclass
@@ -124,13 +123,16 @@ def report(title: str, measured: Mapping[str, tuple[Timing, Timing]]) -> dict[st
 
 def measure_peers(size: int, rounds: int) -> list[dict[str, Any]]:
     """Measure the U-Net beside its peers."""
-    made = {"ours": ours(), "nnU-Net": nnunets(), "MONAI DynUNet": monais()}
-    networks = {name: network for name, network in made.items() if network is not None}
+    makers: dict[str, Callable[[], nn.Module | None]] = {"ours": ours, "nnU-Net": nnunets, "MONAI DynUNet": monais}
+    networks = {name: network for name, make in makers.items() if (network := make()) is not None}
     x = torch.randn(1, 1, size, size, size)
     print(f"{size}³, {CLASSES} classes, {torch.get_num_threads()} threads")
-    for name, network in networks.items():
-        macs = count(network.eval(), x[..., :64, :64, :64]).work.macs
-        print(f"  {name:<46} {parameters(network):,} parameters, {macs:,} multiply-adds for 64³")
+    for name, make in makers.items():
+        with torch.device("meta"):
+            network = make()
+            if network is not None:
+                macs = count(network.eval(), torch.empty(x.shape)).work.macs
+                print(f"  {name:<46} {parameters(network):,} parameters, {macs:,} multiply-adds")
     found = []
     for precision in PRECISIONS:
         for kind, run in (("forward", Forward), ("training step", Step)):
@@ -141,28 +143,21 @@ def measure_peers(size: int, rounds: int) -> list[dict[str, Any]]:
     return found
 
 
-class Fixed(nn.Module):
-    """The U-Net with its maps kept in one layout whatever `fast_layout` says, under either instance normalisation."""
-
-    def __init__(self, channels_last: bool, own_norm: bool) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = ours().eval()
-        if channels_last:
-            self.network.to(memory_format=torch.channels_last_3d)
-        if not own_norm:
-            for module in self.network.modules():
-                if isinstance(module, InstanceNorm3d):
-                    module.__class__ = nn.InstanceNorm3d
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run it with gradients on, so that no layout is chosen, but keep nothing."""
-        return self.network(x)  # type: ignore[no-any-return]
+def fixed(channels_last: bool, own_norm: bool) -> nn.Module:
+    """Return the U-Net with its maps kept in one layout whatever `fast_layout` says, under either instance normalisation."""
+    torch.manual_seed(0)
+    network = ours().eval().requires_grad_(False)
+    if channels_last:
+        network.to(memory_format=torch.channels_last_3d)
+    for module in network.modules():
+        if isinstance(module, InstanceNorm3d) and not own_norm:
+            module.__class__ = nn.InstanceNorm3d
+    return network
 
 
 @dataclass
 class InLayout(Forward):
-    """A tile through a network, without the choice of a layout."""
+    """A tile through a network, as if gradients were wanted, so that no layout is chosen."""
 
     def __call__(self) -> object:
         """Run it."""
@@ -174,15 +169,13 @@ def measure_layouts(size: int, rounds: int) -> list[dict[str, Any]]:
     """Measure layouts and normalisations."""
     x = torch.randn(1, 1, size, size, size)
     variants: dict[str, Callable[[], nn.Module]] = {
-        "ordinary layout": lambda: Fixed(False, True),
-        "channels-last, PyTorch's instance norm": lambda: Fixed(True, False),
-        "channels-last, our instance norm": lambda: Fixed(True, True),
+        "ordinary layout": lambda: fixed(False, True),
+        "channels-last, PyTorch's instance norm": lambda: fixed(True, False),
+        "channels-last, our instance norm": lambda: fixed(True, True),
     }
     found = []
     for precision in PRECISIONS:
-        runs: dict[str, Forward] = {
-            name: InLayout(make().requires_grad_(False), x, precision) for name, make in variants.items()
-        }
+        runs: dict[str, Forward] = {name: InLayout(make(), x, precision) for name, make in variants.items()}
         torch.manual_seed(0)
         runs["as chosen"] = Forward(ours().eval(), x, precision)
         found.append(report(f"layouts, eager, {precision}", measure(runs, "as chosen", rounds)))
@@ -203,12 +196,38 @@ def measure_compiled(size: int, rounds: int) -> list[dict[str, Any]]:
     return found
 
 
+def slowed(network: nn.Module) -> nn.Module:
+    """Return the network with PyTorch's own convolutions."""
+    for module in network.modules():
+        if isinstance(module, QuickConv3d):
+            module.__class__ = nn.Conv3d
+    return network
+
+
+def measure_small(size: int, rounds: int) -> list[dict[str, Any]]:
+    """Measure single small maps in float32; their sizes are fixed."""
+    found = []
+    for channels, length in ((16, 24), (32, 16), (320, 6)):
+        x = torch.randn(1, channels, length, length, length)
+        runs = {
+            "ours": Forward(conv(3, channels, channels).eval(), x, "fp32"),
+            "PyTorch's": Forward(slowed(conv(3, channels, channels)).eval(), x, "fp32"),
+        }
+        found.append(report(f"one convolution, {channels} channels, {length}³", measure(runs, "ours", 5 * rounds)))
+    x = torch.randn(1, 1, 40, 56, 40)
+    small = {"ours": UNet(1, 3, 3, channels=(16, 32, 64, 128)), "PyTorch's": slowed(UNet(1, 3, 3, channels=(16, 32, 64, 128)))}
+    runs = {name: Forward(network.eval(), x, "fp32") for name, network in small.items()}
+    found.append(report("a U-Net of 16 to 128 channels, 40×56×40", measure(runs, "ours", rounds)))
+    return found
+
+
 def main() -> None:
     """Measure what the command line names."""
     parts: dict[str, Callable[[int, int], list[dict[str, Any]]]] = {
         "peers": measure_peers,
         "layouts": measure_layouts,
         "compiled": measure_compiled,
+        "small": measure_small,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[[], *parts], help="what to measure; everything if not given")

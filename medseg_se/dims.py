@@ -22,12 +22,12 @@ NormName = Literal["instance", "batch", "group", "none"]
 ActivationName = Literal["leaky_relu", "relu", "relu6", "prelu", "gelu", "silu"]
 
 _ACTIVATIONS: dict[str, Any] = {
-    "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
-    "relu": lambda: nn.ReLU(inplace=True),
-    "relu6": lambda: nn.ReLU6(inplace=True),
-    "prelu": nn.PReLU,
-    "gelu": nn.GELU,
-    "silu": lambda: nn.SiLU(inplace=True),
+    "leaky_relu": lambda inplace: nn.LeakyReLU(0.01, inplace),
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "prelu": lambda inplace: nn.PReLU(),
+    "gelu": lambda inplace: nn.GELU(),
+    "silu": nn.SiLU,
 }
 
 
@@ -189,11 +189,11 @@ def norm(name: NormName, spatial_dims: int, channels: int) -> nn.Module:
     raise unknown_name("norm", name, ("instance", "batch", "group", "none"))
 
 
-def activation(name: ActivationName) -> nn.Module:
-    """Return an activation layer."""
+def activation(name: ActivationName, inplace: bool = True) -> nn.Module:
+    """Return an activation layer, which overwrites its input where it can, unless `inplace` is false."""
     if name not in _ACTIVATIONS:
         raise unknown_name("activation", name, _ACTIVATIONS)
-    return cast(nn.Module, _ACTIVATIONS[name]())
+    return cast(nn.Module, _ACTIVATIONS[name](inplace=inplace))
 
 
 def dropout(spatial_dims: int, rate: float) -> nn.Module:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The layout by the number of axes of a map."""
 
 
 def is_recorded(x: Tensor) -> bool:
@@ -18,10 +21,28 @@ def is_recorded(x: Tensor) -> bool:
 def fast_layout(x: Tensor) -> Tensor:
     """Return a map (N, C, *spatial) in the layout in which eager convolutions run fastest; the values stay the same.
 
-    On a CPU without gradients that is channels-last: a 3D U-Net takes a quarter less time, once its normalisation takes that
-    layout too, see `medseg_se.dims.InstanceNorm3d`. In training, attention loses more than convolutions gain. Elsewhere, and
-    while operations are recorded, it stays as it is. `benchmarks/networks.py` measures it.
+    On a CPU without gradients that is channels-last: prediction takes a quarter less time, once the normalisation takes that
+    layout too, see `medseg_se.dims.InstanceNorm3d`. While it learns, attention loses more than convolutions gain. On other
+    devices, and while operations are recorded, the layout stays as it is. `benchmarks/networks.py` measures it.
     """
-    if x.device.type != "cpu" or torch.is_grad_enabled() or x.ndim not in (4, 5) or is_recorded(x):
+    if x.device.type != "cpu" or x.ndim not in _CHANNELS_LAST or torch.is_grad_enabled() or is_recorded(x):
         return x
-    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+    return x.contiguous(memory_format=_CHANNELS_LAST[x.ndim])
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Return an empty map of the shape, type and layout of ``x`` (N, C, *spatial).
+
+    For a single sample the strides of `torch.empty_like` leave open which layout is meant, and convolutions take the other.
+    """
+    last = _CHANNELS_LAST.get(x.ndim)
+    if last is None or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=last)
+
+
+def lay_out_weights(network: nn.Module) -> None:
+    """Put the weights on a CPU, in place, into the layout that `fast_layout` gives to maps: a twentieth less time."""
+    for parameter in network.parameters():
+        if parameter.device.type == "cpu" and parameter.ndim in _CHANNELS_LAST:
+            parameter.data = parameter.data.contiguous(memory_format=_CHANNELS_LAST[parameter.ndim])

@@ -7,7 +7,7 @@ from torch import nn
 
 from medseg_se.dims import activation, average_pool, check_dims, conv, dropout, max_pool, norm, per_axis, transposed_conv
 from medseg_se.errors import UsageError
-from medseg_se.execution import fast_layout
+from medseg_se.execution import fast_layout, lay_out_weights
 
 every_dims = pytest.mark.parametrize("dims", [2, 3])
 SIZE = (7, 6, 5)
@@ -217,6 +217,15 @@ def test_maps_are_channels_last_on_a_cpu_where_nothing_is_learnt():
         assert fast_layout(x.to("meta")).is_contiguous()
         exported = torch.export.export(Layout(), (x,), strict=False)
     assert not any("contiguous" in str(node.target) or "clone" in str(node.target) for node in exported.graph.nodes)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_weights_in_the_layout_of_maps_keep_their_values(dims):
+    layer = conv(dims, 4, 8)
+    before = layer.weight.detach().clone()
+    lay_out_weights(layer)
+    assert torch.equal(layer.weight, before)
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
 
 
 class Layout(torch.nn.Module):

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from medseg_se.execution import is_recorded
+from medseg_se.execution import empty_like, is_recorded
 
 Formula = Callable[..., Tensor]
 """Maps (n, C, *tile) and further tensors, cut to the tile where they have its axes, to (n, C, *tile); voxel by voxel.
@@ -137,7 +137,7 @@ class _Modulate(torch.autograd.Function):
     def forward(ctx: Any, formula: Formula, derivative: Derivative | None, x: Tensor, *gates: Tensor) -> Tensor:
         ctx.formula, ctx.derivative = formula, derivative
         ctx.save_for_backward(x, *gates)
-        y = torch.empty_like(x)
+        y = empty_like(x)
         for tile in tiles(x):
             arguments = [x[tile].to(compute_type(x)), *(part(gate, tile) for gate in gates)]
             if y.dtype == arguments[0].dtype:
@@ -156,7 +156,7 @@ class _Modulate(torch.autograd.Function):
                 needed = [tensor for tensor, need in zip(inputs, ctx.needs_input_grad[2:], strict=True) if need]
                 found = iter(_gradients(y, needed, dy.to(y.dtype), again=True))
                 return None, None, *(next(found) if need else None for need in ctx.needs_input_grad[2:])
-            dx, gate_grads = torch.empty_like(x), [torch.zeros_like(gate) for gate in inputs[1:]]
+            dx, gate_grads = empty_like(x), [torch.zeros_like(gate) for gate in inputs[1:]]
             for tile in tiles(x):
                 arguments = [x[tile].to(compute_type(x)), *(part(gate, tile) for gate in inputs[1:])]
                 dx[tile], *tile_grads = differentiate(ctx.formula, ctx.derivative, dy[tile].to(compute_type(x)), arguments)
@@ -207,7 +207,8 @@ class _Summarise(torch.autograd.Function):
                 results = ctx.statistic.whole(x.to(compute_type(x)))
                 return None, dx + _gradients(results, [x], grads, again=True)[0]
             for tile in tiles(x):
-                dx[tile].add_(ctx.statistic.gradient(x[tile], tile, x.shape, ctx.results, grads))
+                share = ctx.statistic.gradient(x[tile], tile, x.shape, ctx.results, grads)
+                dx[tile].add_(share.to(dx.dtype))  # of one type: mixed, a channels-last sum takes four times as long
         return None, dx
 
 

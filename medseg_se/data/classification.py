@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medseg_se.data.datalist import Case
-from medseg_se.data.whole_scan_data import WholeScanData, quoted
+from medseg_se.data.whole_scan_data import WholeScanData, has_value, quoted
 from medseg_se.errors import DataError, UsageError
 
 
@@ -42,7 +42,9 @@ class ClassificationData(WholeScanData):
             )
 
     def _class_of(self, case: Case) -> str:
-        return str(_attribute(case, self.targets[0], self.datalist.source)).strip()
+        value = _attribute(case, self.targets[0], self.datalist.source)
+        # JSON may hold 1, 1.0 and "1" for the same class.
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
     def encode(self, cases: Sequence[Case]) -> Tensor:
         """Return class numbers (N,).
@@ -119,5 +121,9 @@ def _attribute(case: Case, name: str, source: Path) -> Any:
         raise DataError(
             f"Case {case.id} of {source} has no attribute {name!r}; it has {quoted(case.attributes) or 'none'}. "
             "`target` says which one is learnt."
+        )
+    if not has_value(case, name):
+        raise DataError(
+            f"Case {case.id} of {source} has no value of {name!r}, but {case.attributes[name]!r}. Give it one, or leave it out."
         )
     return case.attributes[name]

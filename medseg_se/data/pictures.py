@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from medseg_se.volumes import Volume
 Colour = Literal["grey", "rgb"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 ORIENTATION = "PLS"  # rows run from front to back and columns from right to left, as axial slices are shown
+PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")  # what folders of a split are called
 NO_STRUCTURES = Structures({"scan": (1,)})  # a datalist has some; those of whole scans have no label maps
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "F")  # more than eight bits of grey, which `convert` would cut off
 
@@ -77,20 +79,42 @@ def _pixels(picture: Image.Image, colour: Colour) -> npt.NDArray[Any]:
 def read_class_folders(folder: Path) -> Datalist:
     """Read a folder of one folder a class, each with pictures, as a datalist with the attribute "class".
 
+    A sub-folder of a class is a group, such as a patient, with all pictures below it, and its name is the group's: folders of
+    one name in several classes are one patient. Pictures that lie in the folder of the class itself have no group. Hidden
+    files are left out, as are folders whose names begin with "." or "_".
+
     Raises:
-        DataError: There are no such folders, or one holds no picture.
+        DataError: There are no such folders, one holds no picture, or they are the parts of a split and not classes.
     """
+    folders = _folders(folder)
+    if folders and all(kind.name.lower() in PARTS for kind in folders):
+        listed = ", ".join(kind.name for kind in folders)
+        raise DataError(
+            f"Expected {folder} to hold a folder of pictures for each class, but got the parts of a split: {listed}. "
+            "Name one of them, or list the pictures in a CSV with the columns image, class and split."
+        )
     cases = []
-    for group in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "_"))):
-        files = sorted(path for path in group.iterdir() if is_picture(path))
+    for kind in folders:
+        files = sorted(_pictures_below(kind))
         if not files:
             raise DataError(
-                f"Expected {group} to hold the pictures of a class ({', '.join(SUFFIXES)}), for {folder} has no dataset.json, "
+                f"Expected {kind} to hold the pictures of a class ({', '.join(SUFFIXES)}), for {folder} has no dataset.json, "
                 "but it holds none. Remove the folder, or put its pictures there."
             )
         for path in files:
-            name = f"{group.name}/{path.name}"
-            cases.append(Case(name, (path,), group=name, attributes={"class": group.name}))
+            name, below = path.relative_to(folder).as_posix(), path.relative_to(kind).parts
+            group = below[0] if len(below) > 1 else name
+            cases.append(Case(name, (path,), group=group, attributes={"class": kind.name}))
     if not cases:
         raise DataError(f"Expected {folder} to hold a dataset.json, a CSV, or a folder of pictures for each class.")
     return Datalist(folder.resolve().name, folder, ("image",), NO_STRUCTURES, tuple(cases))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "_")))
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    yield from (path for path in folder.iterdir() if is_picture(path))
+    for inner in _folders(folder):
+        yield from _pictures_below(inner)

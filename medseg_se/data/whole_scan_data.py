@@ -34,17 +34,19 @@ class WholeScanData(pl.LightningDataModule, ABC):
     """Whole scans of one size for training, validation and test.
 
     Args:
-        source: A folder with one folder of pictures (JPEG, PNG and the like) for each class; or a dataset folder, a
-            `dataset.json` or a CSV, see `read_datalist`, of NIfTI scans or of pictures.
-        target: The attribute of the cases that is learnt; for numbers also several. "class" if not given.
+        source: A folder with one folder of pictures (JPEG, PNG and the like) for each class, in which every sub-folder is a
+            group, see `read_class_folders`; or a dataset folder, a `dataset.json` or a CSV, see `read_datalist`, of NIfTI
+            scans or of pictures.
+        target: The attribute of the cases that is learnt; for numbers also several. "class" if not given. Null, NaN and an
+            empty text are no values.
         fold: Which fold is validated; null trains on every case and validates on the same ones, which judges nothing.
         folds: Number of folds.
-        split_seed: Seed of the split into folds. Cases of one `group` stay together, and those without a group whose files
-            are the same to the last byte.
+        split_seed: Seed of the split into folds. Cases of one `group` stay together, and so do groups that share a file, the
+            same to the last byte. Copies that were encoded anew are not found: give them a common `group`.
         size: Voxels of a scan as the network sees it along the axes of `orientation`: three, or two for slices and pictures
             (height and width).
         slice_axis: For a 2D network on NIfTI scans: the axis across the slices, of which the middle one is taken.
-        colour: How pictures are read: "grey" for one channel, "rgb" for three.
+        colour: How pictures are read: "grey" for one channel, "rgb" for three. NIfTI scans have no colours.
         batch_size: Scans a batch.
         batches_per_epoch: Batches after which validation runs and a checkpoint is written; null takes as many as the training
             scans fill.
@@ -125,12 +127,17 @@ class WholeScanData(pl.LightningDataModule, ABC):
         if not 0 <= shift < 1:
             raise UsageError(f"Expected `shift` to be at least 0 and below 1, but got {shift}.")
         check_colour(colour)
+        self.targets = ["class"] if target is None else [target] if isinstance(target, str) else list(target)
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise UsageError(f"Expected `target` to be one attribute, or several that differ, but got {self.targets}.")
         self.datalist = read_whole_scans(Path(source))
         if not self.datalist.training:
             raise DataError(f"{self.datalist.source} lists no case to train on.")
         pictures = _are_pictures(self.datalist)
         if pictures:
             _refuse_for_pictures(orientation=orientation, spacing=spacing, slice_axis=slice_axis)
+        elif colour != "grey":
+            raise UsageError(f"Scans have no colours as pictures have: leave out `colour`, but got {colour!r}.")
         oriented = ORIENTATION if pictures else (orientation or "RAS").upper()
         preprocessing = Preprocessing(
             oriented, checked_spacing(spacing), crop, intensity, (window[0], window[1]), interpolation
@@ -159,12 +166,12 @@ class WholeScanData(pl.LightningDataModule, ABC):
         self.shift, self.fold, self.folds, self.split_seed = shift, fold, folds, split_seed
         self.batch_size, self.batches_per_epoch, self.num_workers = batch_size, batches_per_epoch, num_workers
         self.store, self.seed, self.progress = Path(store), seed, progress
-        self.targets = [target] if isinstance(target, str) else list(target or ["class"])
         self.training: list[Case] = []
         self.validation: list[Case] = []
         self.test: list[Case] = []
-        self._digests: dict[str, str] = {}
-        self._files: dict[str, Path] = {}
+        # By their files, for a training case and a test case may have the same id.
+        self._digests: dict[tuple[Path, ...], str] = {}
+        self._files: dict[tuple[Path, ...], Path] = {}
         self.read_targets()
 
     @abstractmethod
@@ -180,29 +187,37 @@ class WholeScanData(pl.LightningDataModule, ABC):
         """Return what the network's outputs mean, as plain data for the checkpoint."""
 
     def split(self) -> tuple[Sequence[Case], Sequence[Case]]:
-        """Return the (training, validation) cases of this fold."""
+        """Return the (training, validation) cases of this fold.
+
+        Raises:
+            UsageError: The fold does not exist, or there are fewer groups than folds.
+            DataError: A file cannot be read, or the dataset's own folds part a group or files that are the same.
+        """
         if self.fold is None:
             return self.datalist.training, self.datalist.training
         return self._with_twins().fold(self.fold, self.folds, self.split_seed)
 
     def _with_twins(self) -> Datalist:
-        """Make a group of those cases without one whose files are the same to the last byte."""
-        loose = [case for case in self.datalist.training if case.group == case.id]
-        self._digest(loose)
-        twins = defaultdict(list)
-        for case in loose:
-            twins[self._digests[case.id]].append(case)
-        torn = [cases for cases in twins.values() if len({str(case.attributes.get(self.targets[0])) for case in cases}) > 1]
-        for cases in torn[:3]:
-            log.warning("the same file has several truths: %s", ", ".join(case.id for case in cases))
-        first = {case.id: cases[0].id for cases in twins.values() for case in cases}
-        training = tuple(replace(case, group=first.get(case.id, case.group)) for case in self.datalist.training)
-        return replace(self.datalist, training=training)
+        """Make one group of those that share a file, the same to the last byte; prescribed folds must not part such files."""
+        cases = self.datalist.training
+        self._digest(cases)
+        same = defaultdict(list)
+        for case in cases:
+            same[self._digests[case.images]].append(case)
+        twins = [alike for alike in same.values() if len(alike) > 1]
+        torn = [alike for alike in twins if (truths := self.encode(alike)).ne(truths[0]).any()]
+        for alike in torn[:3]:
+            log.warning("the same file has several truths: %s", ", ".join(case.id for case in alike))
+        if any(case.fold is not None for case in cases):
+            _refuse_parted(twins, self.datalist.source)
+            return self.datalist
+        joined = _joined_groups(cases, twins)
+        return replace(self.datalist, training=tuple(replace(case, group=joined[case.group]) for case in cases))
 
     def _digest(self, cases: Sequence[Case]) -> None:
-        missing = [case for case in cases if case.id not in self._digests]
+        missing = list({case.images: case for case in cases if case.images not in self._digests}.values())
         found = for_every_case(missing, lambda case: digest_of(case.images), self.progress)
-        self._digests.update(zip((case.id for case in missing), found, strict=True))
+        self._digests.update(zip((case.images for case in missing), found, strict=True))
 
     def setup(self, stage: str) -> None:
         """Prepare the cases of this fold, or the test cases, as far as the store does not hold them yet.
@@ -210,33 +225,54 @@ class WholeScanData(pl.LightningDataModule, ABC):
         Raises:
             DataError: A case cannot be used.
         """
-        if stage == "test" and not self.test:
-            known = [case for case in self.datalist.test if all(name in case.attributes for name in self.targets)]
-            if not known:
-                raise DataError(
-                    f"{self.datalist.source} lists no test case with {quoted(self.targets)}. "
-                    "`medseg-se validate` judges the validation cases."
-                )
-            self._prepare(known)
-            self.test = known
+        if stage == "test":
+            if not self.test:
+                self._setup_test()
+            return
         if self.training and self.validation:
             return
         training, validation = self.split()
         if self.fold is None:
             log.warning("fold is null: validation uses the training cases, and its result says nothing about new scans")
         self.check_training(training)
-        self._prepare(list({case.id: case for case in (*training, *validation)}.values()))
+        self._prepare([*training, *validation])
         self.training, self.validation = list(training), list(validation)
+
+    def _setup_test(self) -> None:
+        known = [case for case in self.datalist.test if all(has_value(case, name) for name in self.targets)]
+        if not known:
+            raise DataError(
+                f"{self.datalist.source} lists no test case with {quoted(self.targets)}. "
+                "`medseg-se validate` judges the validation cases."
+            )
+        self._prepare(known)
+        self._mention_seen(known)
+        self.test = known
+
+    def _mention_seen(self, cases: Sequence[Case]) -> None:
+        """Warn of test cases that are training or validation cases too; only files that are there count."""
+        there = [case for case in self.datalist.training if all(path.is_file() for path in case.images)]
+        self._digest(there)
+        digests = {self._digests[case.images] for case in there}
+        seen = [case.id for case in cases if self._digests[case.images] in digests]
+        if seen:
+            log.warning(
+                "%d of the %d test scans are also training or validation scans: %s. Their result says nothing about new ones",
+                len(seen),
+                len(cases),
+                ", ".join([*seen[:3], *(["…"] if len(seen) > 3 else [])]),
+            )
 
     def check_training(self, cases: Sequence[Case]) -> None:
         """Refuse training cases from which nothing can be learnt."""
 
     def _prepare(self, cases: Sequence[Case]) -> None:
         self._digest(cases)
+        missing = list({case.images: case for case in cases if case.images not in self._files}.values())
         files = for_every_case(
-            cases, lambda case: self.scan.store(case, self._digests[case.id], self.store), progress=self.progress
+            missing, lambda case: self.scan.store(case, self._digests[case.images], self.store), progress=self.progress
         )
-        self._files.update(zip((case.id for case in cases), files, strict=True))
+        self._files.update(zip((case.images for case in missing), files, strict=True))
 
     def training_targets(self) -> Tensor:
         """Return what is true of each training case: class numbers (N,), or numbers (N, V)."""
@@ -244,7 +280,7 @@ class WholeScanData(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return changed training scans, `batches_per_epoch` batches an epoch."""
-        files = [self._files[case.id] for case in self.training]
+        files = [self._files[case.images] for case in self.training]
         dataset = TrainingScans(files, self.training_targets(), self.augmentation, self.shift, self.scan, self.seed)
         devices = self.trainer.world_size if self.trainer is not None else 1
         batches = self.batches_per_epoch or math.ceil(len(files) / (self.batch_size * devices))
@@ -267,7 +303,7 @@ class WholeScanData(pl.LightningDataModule, ABC):
         return self._plain(self.test)
 
     def _plain(self, cases: Sequence[Case]) -> DataLoader[Sample]:
-        dataset = WholeScanDataset([self._files[case.id] for case in cases], self.encode(cases))
+        dataset = WholeScanDataset([self._files[case.images] for case in cases], self.encode(cases))
         return DataLoader(dataset, self.batch_size, sampler=range(len(dataset)), num_workers=0)
 
     def describe(self) -> dict[str, Any]:
@@ -281,8 +317,8 @@ class WholeScanData(pl.LightningDataModule, ABC):
             "slice_axis": self.slice_axis,
             "flat_axis": self.scan.flat_axis,
             "colour": self.scan.colour,
-            "training": [self._digests[case.id] for case in self.training],
-            "validation": [self._digests[case.id] for case in self.validation] if self.fold is not None else [],
+            "training": [self._digests[case.images] for case in self.training],
+            "validation": [self._digests[case.images] for case in self.validation] if self.fold is not None else [],
         }
 
 
@@ -296,6 +332,40 @@ def read_whole_scans(source: Path) -> Datalist:
 def quoted(names: Iterable[str]) -> str:
     """Return names as a list in words."""
     return ", ".join(map(repr, names))
+
+
+def has_value(case: Case, name: str) -> bool:
+    """Tell whether a case has a value of this attribute; null, NaN and an empty text are none."""
+    value = case.attributes.get(name)
+    if isinstance(value, str):
+        return bool(value.strip())
+    return value is not None and value == value
+
+
+def _joined_groups(cases: Sequence[Case], twins: Iterable[Sequence[Case]]) -> dict[str, str]:
+    """Return for every group the one that it is part of, where cases that are `twins` join theirs."""
+    parent = {case.group: case.group for case in cases}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            group = parent[group]
+        return group
+
+    for first, *others in twins:
+        for other in others:
+            one, two = sorted((root(first.group), root(other.group)))
+            parent[two] = one  # the first name of all, so that the order of the cases does not matter
+    return {group: root(group) for group in parent}
+
+
+def _refuse_parted(twins: Iterable[Sequence[Case]], source: Path) -> None:
+    for first, *others in twins:
+        for other in others:
+            if None not in (first.fold, other.fold) and first.fold != other.fold:
+                raise DataError(
+                    f"{source}: cases {first.id} and {other.id} are the same file but lie in folds {first.fold} and "
+                    f"{other.fold} ({first.images[0]}, {other.images[0]}). Put them into one fold, or leave one out."
+                )
 
 
 def _are_pictures(datalist: Datalist) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from medseg_se.data.preprocessing import Prepared, Preprocessing
 from medseg_se.errors import CheckpointError, DataError, MedsegError, UsageError
+from medseg_se.execution import lay_out_weights
 from medseg_se.hardware import best_device, free_memory, has_bfloat16
 from medseg_se.inference.tiling import tiled_logits
 from medseg_se.networks import build_network
@@ -59,6 +60,7 @@ class Model:
     ) -> None:
         data = description["data"]
         self.network = network.to(device).eval()
+        lay_out_weights(self.network)
         self.device, self.precision, self.digest = device, precision, digest
         self.path: Path | None = None
         self.structures = Structures.from_dict(data["structures"])

@@ -13,7 +13,7 @@ from torch import nn
 
 from medseg_se.attention.checks import check_options
 from medseg_se.errors import UsageError, unknown_name
-from medseg_se.networks.base import Kind
+from medseg_se.networks.base import Kind, Network
 from medseg_se.networks.denisnet import DenisNet, denisnet_split
 from medseg_se.networks.densenet import DenseNet, densenet_roy2018, quicknat
 from medseg_se.networks.densenet121 import densenet121, densenet169, densenet201
@@ -23,6 +23,7 @@ from medseg_se.networks.inception import Inception
 from medseg_se.networks.mobilenetv2 import MobileNetV2
 from medseg_se.networks.mobilenext import MobileNeXt
 from medseg_se.networks.monai_networks import PREFIX, find_monai_network
+from medseg_se.networks.placement import has_attention
 from medseg_se.networks.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from medseg_se.networks.resnetv2 import resnet18v2, resnet34v2, resnet50v2, resnet101v2, resnet152v2
 from medseg_se.networks.sdnet import SDNet, sdnet_roy2018
@@ -106,7 +107,19 @@ def build_network(
             f"Expected a network for {kind}, but {name!r} is for {made_for}. Those for {kind}: {', '.join(fitting)}."
         )
     check_options(f"network {name!r}", network, ("in_channels", "num_classes", "spatial_dims"), options)
-    return network(in_channels, num_classes, spatial_dims, **options)
+    try:
+        made = network(in_channels, num_classes, spatial_dims, **options)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{option} {value!r}" for option, value in options.items())
+        raise UsageError(f"Network {name!r} cannot be made with {given or 'its defaults'}: {error}.") from error
+    asked = options.get("attention", "none")
+    names = {asked} if isinstance(asked, str) else set(asked)
+    if isinstance(made, Network) and names != {"none"} and not has_attention(made):
+        raise UsageError(
+            f"Expected network {name!r} to have a place for `attention` {asked!r} with these options, but it has none at "
+            f"`attention_at` {options.get('attention_at', 'of its own')}."
+        )
+    return made
 
 
 def kind_of(network: Callable[..., nn.Module]) -> Kind:

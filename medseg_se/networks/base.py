@@ -134,5 +134,6 @@ def pad_to_multiple(x: Tensor, multiples: Sequence[int]) -> Tensor:
 def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Cut the ends of the axes of (N, C, *spatial) down to `shape`."""
     for axis, size in enumerate(shape, start=2):
-        x = x.narrow(axis, 0, size)
+        if x.shape[axis] != size:  # a cut that takes all would cost a copy in the backward pass
+            x = x.narrow(axis, 0, size)
     return x

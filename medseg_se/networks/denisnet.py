@@ -199,7 +199,7 @@ class DenisUnit(nn.Sequential):
         super().__init__()
         dims = style.spatial_dims
         self.norm = norm_layer(style.norm_name, dims, in_channels)
-        self.act = activation_layer(style.act)
+        self.act = activation_layer(style.act, inplace=style.norm_name != "none")  # the map itself is passed on, too
         self.pool = pool or nn.Identity()
         self.conv = _initialised(conv(dims, in_channels, out_channels, kernel_size, bias=False, groups=groups))
         self.dropout = dropout_layer(dims, style.dropout_rate)

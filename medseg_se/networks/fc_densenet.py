@@ -235,9 +235,7 @@ class DenseUnit(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(norm(style.norm_name, style.spatial_dims, channels) for channels in entering)
         self.before_act = before_act or nn.Identity()
-        self.act = activation(style.act)
-        if style.norm_name == "none" and isinstance(self.act, nn.ReLU | nn.LeakyReLU | nn.Hardtanh | nn.SiLU):
-            self.act.inplace = False  # a map that enters alone goes on beside this path too
+        self.act = activation(style.act, inplace=style.norm_name != "none")  # a map that enters alone goes on beside it, too
         self.conv = he_initialised(conv(style.spatial_dims, sum(entering), leaving, kernel_size, bias=style.bias))
         self.dropout = dropout_layer(style.spatial_dims, style.dropout_rate)
 

@@ -121,6 +121,8 @@ class MonaiNetwork(Network):
                 f"Expected `attention` to be none for MONAI's {name}, but got {attention!r}: attention recalibrates maps, and "
                 "it has tokens instead. Take a network with stages, such as monai:DenseNet121 or monai:SwinUNETR."
             )
+        else:
+            AttentionPlan.make(attention, attention_at or (), 1, attention_options, ())
 
     def arguments(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of MONAI's class for these options."""

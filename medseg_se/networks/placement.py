@@ -93,9 +93,16 @@ class AttentionPlan:
         known = attention_names(name)
         alone = set(self.names) == {"adaptive"}  # whose blocks' options need no name around them
         own = {key: value for key, value in self.options.items() if alone or key in known or not isinstance(value, Mapping)}
-        return build_attention(name, channels, spatial_dims, **own)
+        block = build_attention(name, channels, spatial_dims, **own)
+        block.placed = place  # type: ignore[assignment]
+        return block
 
     def in_residual(self, level: int, channels: int, spatial_dims: int) -> dict[str, nn.Module]:
         """Return the blocks inside a residual block: `before_sum`, `before_act` and `after_sum`."""
         slots = {"before_sum": "residual", "before_act": "pre_activation", "after_sum": "after_sum"}
         return {slot: self.build(place, level, channels, spatial_dims) for slot, place in slots.items()}
+
+
+def has_attention(network: nn.Module) -> bool:
+    """Tell whether a plan placed any block in the network."""
+    return any(hasattr(module, "placed") for module in network.modules())

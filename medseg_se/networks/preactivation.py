@@ -25,9 +25,7 @@ class PreActivation(nn.Module):
         super().__init__()
         self.norm = norm(style.norm_name, style.spatial_dims, channels)
         self.before_act = before_act or nn.Identity()
-        self.act = activation(style.act)
-        if isinstance(self.norm, nn.Identity) and isinstance(self.act, nn.ReLU | nn.LeakyReLU | nn.Hardtanh | nn.SiLU):
-            self.act.inplace = False  # the map is needed beside this path too
+        self.act = activation(style.act, inplace=style.norm_name != "none")  # the map itself is needed beside this path, too
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activated map."""

@@ -121,8 +121,8 @@ class ResNet(Classifier):
         steps = [per_axis(step, spatial_dims, "strides") for step in per_level(strides, len(channels), "strides")]
         self.norm_name = norm
         self.shrinkage = [(4 if stem == "pooled" else 1) * math.prod(along) for along in zip(*steps, strict=True)]
-        style = ConvStyle(spatial_dims, norm, activation)
         plan = AttentionPlan.make(attention, attention_at, len(channels), attention_options, self.places)
+        style = ConvStyle(spatial_dims, norm, activation)
         self.stem = _stem(style, in_channels, channels[0], stem == "pooled")
         self.encoder = nn.ModuleList()
         entering = channels[0]

@@ -38,6 +38,8 @@ class ClassificationTask(WholeScanTask):
         discretise_after: Share of the run after which learnt choices (attention `adaptive`, `fca_search`) become final: each
             place keeps its winner and the rest of the run trains it alone. Never if not given.
         network_options: Further options of this network.
+        pretrained: File of published weights (.pth, .pt or .safetensors, with torchvision's names) to begin with; see
+            `load_pretrained`. A run that goes on, and a trained checkpoint, do not need it.
         class_weights: "balanced" gives every class the same weight in the loss, however rare it is in training; "none" every
             scan.
         label_smoothing: Share of the truth that is spread over all classes.
@@ -66,6 +68,7 @@ class ClassificationTask(WholeScanTask):
         attention_options: AttentionOptions | None = None,
         discretise_after: float | None = None,
         network_options: NetworkOptions | None = None,
+        pretrained: str | None = None,
         class_weights: Literal["none", "balanced"] = "none",
         label_smoothing: float = 0.0,
         optimizer: OptimizerName = "adamw",
@@ -83,7 +86,7 @@ class ClassificationTask(WholeScanTask):
         )
         arguments = {**named, **(network_options or {})}
         optimisation = Optimisation(optimizer, lr, weight_decay, schedule, warmup, discretise_after)
-        super().__init__(in_channels, num_classes, spatial_dims, network, arguments, optimisation)
+        super().__init__(in_channels, num_classes, spatial_dims, network, arguments, optimisation, pretrained)
         self.save_hyperparameters()
         if class_weights not in ("none", "balanced"):
             raise UsageError(f"Expected `class_weights` to be none or balanced, but got {class_weights!r}.")

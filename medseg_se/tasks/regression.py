@@ -41,6 +41,8 @@ class RegressionTask(WholeScanTask):
         discretise_after: Share of the run after which learnt choices (attention `adaptive`, `fca_search`) become final: each
             place keeps its winner and the rest of the run trains it alone. Never if not given.
         network_options: Further options of this network.
+        pretrained: File of published weights (.pth, .pt or .safetensors, with torchvision's names) to begin with; see
+            `load_pretrained`. A run that goes on, and a trained checkpoint, do not need it.
         loss: "l1", "mse" or "huber" (the square below one standard deviation, linear beyond).
         optimizer: "adamw" or "sgd" (Nesterov momentum 0.99).
         lr: Highest learning rate.
@@ -68,6 +70,7 @@ class RegressionTask(WholeScanTask):
         attention_options: AttentionOptions | None = None,
         discretise_after: float | None = None,
         network_options: NetworkOptions | None = None,
+        pretrained: str | None = None,
         loss: Literal["l1", "mse", "huber"] = "l1",
         optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,
@@ -84,7 +87,7 @@ class RegressionTask(WholeScanTask):
         )
         arguments = {**named, **(network_options or {})}
         optimisation = Optimisation(optimizer, lr, weight_decay, schedule, warmup, discretise_after)
-        super().__init__(in_channels, num_classes, spatial_dims, network, arguments, optimisation)
+        super().__init__(in_channels, num_classes, spatial_dims, network, arguments, optimisation, pretrained)
         self.save_hyperparameters()
         if loss not in LOSSES:
             raise UsageError(f"Expected `loss` to be one of {', '.join(LOSSES)}, but got {loss!r}.")

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torchmetrics import CatMetric
 
+from medseg_se.networks.pretrained import load_pretrained
 from medseg_se.tasks.base import Optimisation, Stage, Task
 
 
@@ -29,8 +30,10 @@ class WholeScanTask(Task):
         network: str,
         network_arguments: Mapping[str, Any],
         optimisation: Optimisation,
+        pretrained: str | None,
     ) -> None:
         super().__init__(in_channels, num_classes, spatial_dims, network, network_arguments, optimisation)
+        self.pretrained = pretrained
         self.answers, self.truth = CatMetric(nan_strategy="disable"), CatMetric(nan_strategy="disable")
 
     @abstractmethod
@@ -40,6 +43,16 @@ class WholeScanTask(Task):
     @abstractmethod
     def judge(self, answers: Tensor, truth: Tensor, stage: Stage) -> None:
         """Log how good all answers (N, num_classes) of a validation or test were; both lie on the CPU."""
+
+    def on_fit_start(self) -> None:
+        """Begin with published weights where a file of them is named, unless the run goes on from a checkpoint.
+
+        Raises:
+            UsageError: A network of which no weights are published.
+            CheckpointError: The file is missing or damaged, holds code, or has other weights.
+        """
+        if self.pretrained is not None and self.trainer.ckpt_path is None:
+            load_pretrained(self.network, self.pretrained)
 
     def training_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch of scans."""

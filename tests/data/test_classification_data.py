@@ -1,6 +1,7 @@
 import csv
 import json
 import logging
+import math
 import shutil
 
 import numpy as np
@@ -52,6 +53,19 @@ def edit(heads, change):
 
 def ids(cases):
     return [case.id for case in cases]
+
+
+def write_list(folder, training, test=()):
+    content = {"training": list(training), "test": list(test)}
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+def listed(numbers=range(6), **more):
+    return [
+        {"image": f"{kind}/{number}.png", "id": f"{kind}{number}", "class": kind, **more}
+        for kind in CLASSES
+        for number in numbers
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------- sources and targets
@@ -113,6 +127,36 @@ def test_files_that_are_the_same_are_never_parted(classes, pictures):
         assert not {digest_of(case.images) for case in training} & {digest_of(case.images) for case in validation}
 
 
+def test_groups_that_share_a_file_are_never_parted(classes, pictures):
+    """Of each class, 0 and 1 are of patient z, who shares files with y and w; one of y's is a file without a patient."""
+    entries = listed()
+    for entry, patient in zip(entries, ["z", "z", "w", "y", "y", ""] * 3, strict=True):
+        entry["group"] = patient and f"{entry['class']}-{patient}"
+    for kind in CLASSES:
+        for one, other in ((0, 3), (1, 2), (4, 5)):
+            shutil.copy(pictures / kind / f"{one}.png", pictures / kind / f"{other}.png")
+    found = []
+    for order in (entries, entries[::-1]):
+        write_list(pictures, order)
+        found.append([sorted(ids(classes(fold=fold).split()[1])) for fold in range(3)])
+    assert sorted(found[0]) == [[f"{kind}{number}" for number in range(6)] for kind in CLASSES]  # a class is a group now
+    assert found[0] == found[1]
+
+
+def test_prescribed_folds_must_not_part_the_same_file(classes, pictures):
+    entries = [{**entry, "fold": int(entry["id"][-1]) % 2} for entry in listed()]
+    write_list(pictures, entries)
+    assert ids(classes(fold=1).split()[1]) == [entry["id"] for entry in entries if entry["fold"] == 1]
+    shutil.copy(pictures / "left" / "0.png", pictures / "left" / "2.png")  # both in fold 0
+    assert len(classes(fold=1).split()[1]) == 9
+    shutil.copy(pictures / "left" / "0.png", pictures / "left" / "3.png")
+    with pytest.raises(
+        DataError,
+        match=r"cases left0 and left3 are the same file but lie in folds 0 and 1 \(.*left/0\.png, .*left/3\.png\)",
+    ):
+        classes(fold=1).split()
+
+
 def test_the_same_file_in_two_classes_is_mentioned(classes, pictures, caplog):
     shutil.copy(pictures / "left" / "0.png", pictures / "dark" / "zero.png")
     with caplog.at_level(logging.WARNING):
@@ -135,6 +179,57 @@ def test_without_a_fold_every_case_is_trained_on_and_a_warning_says_what_that_me
     assert len(data.training) == len(data.validation) == 18
     assert "says nothing about new scans" in caplog.text
     assert data.describe()["validation"] == []
+
+
+# ------------------------------------------------------------------------------------------------------------ the test scans
+
+
+def images_of(loader):
+    return torch.cat([batch["image"] for batch in loader])
+
+
+@pytest.mark.parametrize("stages", [["fit", "test"], ["test"], ["test", "fit"]], ids="-".join)
+def test_a_test_case_may_have_the_id_of_a_training_case(classes, pictures, stages):
+    test = [{**entry, "id": f"{entry['class']}0"} for entry in listed([5])]
+    write_list(pictures, listed(range(5)), test)
+    data = classes()
+    for stage in stages:
+        data.setup(stage)
+    assert set(ids(data.test)) <= set(ids(data.datalist.training))
+    expected = torch.stack([data.scan.read(case) for case in data.test])
+    torch.testing.assert_close(images_of(data.test_dataloader()), expected)
+    if "fit" in stages:
+        assert data.describe()["training"] == [digest_of(case.images) for case in data.training]
+        expected = torch.stack([data.scan.read(case) for case in data.validation])
+        torch.testing.assert_close(images_of(data.val_dataloader()), expected)
+
+
+def test_a_test_scan_that_was_trained_on_is_mentioned(classes, pictures, caplog):
+    write_list(pictures, listed(range(4)), listed([4, 5]))
+    with caplog.at_level(logging.WARNING):
+        classes().setup("test")
+    assert not caplog.records
+    for kind in CLASSES:
+        shutil.copy(pictures / kind / "0.png", pictures / kind / "5.png")
+    with caplog.at_level(logging.WARNING):
+        classes().setup("test")
+    words = "3 of the 6 test scans are also training or validation scans: dark5, left5, right5. Their result says"
+    assert words in caplog.text
+
+
+def test_the_test_needs_no_training_scans(classes, pictures, tmp_path, caplog):
+    write_list(pictures, listed(range(4)), listed([4, 5]))
+    (pictures / "left" / "0.png").unlink()
+    (pictures / "left" / "1.png").write_bytes(b"damaged")
+    shutil.copy(pictures / "dark" / "0.png", pictures / "dark" / "5.png")
+    data = classes()
+    with caplog.at_level(logging.WARNING):
+        data.setup("test")
+    assert "1 of the 6 test scans are also" in caplog.text
+    assert len(images_of(data.test_dataloader())) == 6
+    assert len(list((tmp_path / "store").iterdir())) == 6
+    with pytest.raises(DataError, match=r"Cannot read .*left/0\.png"):
+        data.setup("fit")
 
 
 # --------------------------------------------------------------------------------------------------------------- the loaders
@@ -221,6 +316,11 @@ def test_the_description_is_plain_data(classes, ages):
         ({"orientation": "RAS"}, "leave out `orientation`"),
         ({"rotation": -1}, "Expected `rotation` to be at least 0"),
         ({"target": ["class", "age"]}, "Expected `target` to be one attribute that holds a class"),
+        (
+            {"target": ["class", "class"]},
+            "Expected `target` to be one attribute, or several that differ, but got ['class', 'cl",
+        ),
+        ({"target": []}, "Expected `target` to be one attribute, or several that differ, but got []"),
     ],
     ids=str,
 )
@@ -236,6 +336,8 @@ def test_bad_values_are_refused_before_anything_is_read(classes, options, words)
         ({"size": [8, 8]}, "Expected `size` to be three positive numbers, but got [8, 8]"),
         ({"slice_axis": "oblique"}, "Expected `slice_axis` to be one of sagittal, coronal, axial, but got 'oblique'"),
         ({"spacing": [1.0, 1.0]}, "Expected `spacing` to be three positive numbers in mm, but got [1.0, 1.0]"),
+        ({"colour": "rgb"}, "Scans have no colours as pictures have: leave out `colour`, but got 'rgb'"),
+        ({"target": ["age", "age"]}, "Expected `target` to be one attribute, or several that differ, but got ['age', 'age']"),
     ],
     ids=str,
 )
@@ -263,6 +365,32 @@ def test_what_is_learnt_must_be_there(ages, classes, heads):
     edit(heads, lambda content: content["training"][4].update(age="nan"))
     with pytest.raises(DataError, match=r"Expected 'age' of case head4 in .* to be a number, but got 'nan'"):
         ages()
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", math.nan])
+def test_no_value_is_no_class_and_no_number(classes, ages, heads, value):
+    edit(heads, lambda content: content["test"][0].update(sex=value, age=value))
+    for data in (classes(heads, target="sex", size=[8, 8, 8]), ages()):
+        data.setup("test")
+        assert ids(data.test) == ["head10"]
+    edit(heads, lambda content: content["training"][4].update(sex=value, age=value))
+    with pytest.raises(DataError, match=r"Case head4 of .* has no value of 'sex', but .*\. Give it one, or leave it out"):
+        classes(heads, target="sex", size=[8, 8, 8])
+    with pytest.raises(DataError, match=r"Case head4 of .* has no value of 'age'"):
+        ages()
+
+
+def test_a_whole_number_is_one_class_however_it_is_written(classes, heads):
+    grades = [1, 1.0, "1", 0, 0.0, " 0", 2.5, "2.5", 2.5]
+
+    def change(content):
+        for entry, grade in zip(content["training"], grades, strict=True):
+            entry["grade"] = grade
+
+    edit(heads, change)
+    data = classes(heads, target="grade", size=[8, 8, 8])
+    assert data.classes == ("0", "1", "2.5")
+    assert data.encode(data.datalist.training).tolist() == [1, 1, 1, 0, 0, 0, 2, 2, 2]
 
 
 def test_there_must_be_something_to_tell_apart(classes, ages, pictures, heads):

@@ -96,6 +96,32 @@ def test_class_folders_become_a_datalist(tmp_path):
     assert (found.name, found.test) == (tmp_path.name, ())
 
 
+def test_a_folder_within_a_class_is_a_group(tmp_path):
+    files = ("a/p1/1.png", "a/p1/late/1.png", "a/p2/1.png", "a/1.png", "b/p1/2.png")
+    left_out = ("a/.thumbs/1.png", "a/p2/._1.png", "a/p2/__MACOSX/1.png", "a/p2/notes.txt")
+    for name in (*files, *left_out):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = {case.id: case for case in read_class_folders(tmp_path).training}
+    assert {name: (case.group, case.attributes["class"]) for name, case in found.items()} == {
+        "a/1.png": ("a/1.png", "a"),
+        "a/p1/1.png": ("p1", "a"),
+        "a/p1/late/1.png": ("p1", "a"),
+        "a/p2/1.png": ("p2", "a"),
+        "b/p1/2.png": ("p1", "b"),
+    }
+    assert all(case.images == (tmp_path / name,) for name, case in found.items())
+
+
+def test_the_parts_of_a_split_are_no_classes(tmp_path):
+    for name in ("Training/a", "Training/b", "Testing/a"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.png").touch()
+    with pytest.raises(DataError, match=r"but got the parts of a split: Testing, Training\. Name one of them, or list"):
+        read_class_folders(tmp_path)
+    assert [case.id for case in read_class_folders(tmp_path / "Training").training] == ["a/1.png", "b/1.png"]
+
+
 def test_a_class_without_pictures_is_named(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(DataError, match=r"a to hold the pictures of a class \(\.jpg, .*no dataset\.json, but it holds none"):

@@ -230,11 +230,10 @@ def test_attention_sits_where_it_is_asked_for_and_level_by_level(row, dims):
     levels = int(str(caught.value).split(" of them")[0].split()[-1])
     plain = build(row, dims, attention=["none"] * levels)
     assert list(plain.state_dict()) == list(build(row, dims).state_dict())
-    every = build(row, dims, attention="cse").state_dict().keys()
-    one_by_one = [
-        build(row, dims, attention=["cse" if level == chosen else "none" for level in range(levels)]).state_dict().keys()
-        for chosen in range(levels)
-    ]
+    at = places_of(row, dims)
+    every = build(row, dims, attention="cse", attention_at=at).state_dict().keys()
+    one_by_one = [["cse" if level == chosen else "none" for level in range(levels)] for chosen in range(levels)]
+    one_by_one = [build(row, dims, attention=names, attention_at=at).state_dict().keys() for names in one_by_one]
     added = [set(keys) - set(plain.state_dict()) for keys in one_by_one]
     assert set().union(*added) == set(every) - set(plain.state_dict())
     assert sum(map(len, added)) == len(set().union(*added))  # no level has another's
@@ -300,7 +299,7 @@ def test_exports(row, dims):
     with torch.no_grad():
         program = torch.export.export(network, (scan(dims, (32, 16, 19), batch=1),), strict=False)
         x = scan(dims, (32, 16, 19), seed=1, batch=1)
-        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-4)
 
 
 @each_class

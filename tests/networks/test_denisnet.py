@@ -182,3 +182,14 @@ def test_a_single_voxel_can_be_judged_but_not_trained_on():
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         DenisNet(1, 2, 2, **options)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu", "relu6"])
+def test_without_normalisation_a_layer_leaves_what_it_passes_on_as_it_is(activation):
+    net = DenisNet(1, 2, 2, layers=(2, 1), growth=6, norm="none", activation=activation, attention="none")
+    seen = []
+    for layer in [module for module in net.modules() if type(module).__name__ == "DenseLayer"]:
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0], inputs[0].detach().clone())))
+    net(torch.randn(2, 1, 16, 16))
+    assert seen
+    assert all(torch.equal(now, before) for now, before in seen)

@@ -315,6 +315,18 @@ def test_network_runs_in_low_precision_as_a_whole_and_under_autocast(kind):
         assert (y.float() - expected).abs().max() < 50 * torch.finfo(kind).eps * expected.abs().max()
 
 
+@every_dims
+def test_prediction_is_channels_last_and_training_is_not(dims):
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    net, seen = build(dims, attention="cse"), []
+    net.encoder[0].register_forward_hook(lambda _, __, outputs: seen.append(outputs[0].is_contiguous(memory_format=layout)))
+    net(scan(dims))
+    with torch.no_grad():
+        net(scan(dims))
+        net(scan(dims, batch=1))
+    assert seen == [False, True, True]
+
+
 # -------------------------------------------------------------------------------------------------------------- wrong inputs
 
 
@@ -412,6 +424,21 @@ def test_a_wrong_option_is_refused(options, message):
 def test_a_wrong_name_or_argument_of_a_network_is_refused(arguments, options, message):
     with pytest.raises(UsageError) as error:
         build_network(*arguments, **options)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("unet", {"attention": "cse", "attention_at": ()}, "to have a place for `attention` 'cse' with these options"),
+        ("unet", {"attention": ["none"] * 4 + ["cse"], "attention_at": ["encoder"]}, "to have a place for `attention`"),
+        ("unet", {"channels": (8, 16.5)}, "Network 'unet' cannot be made with channels (8, 16.5): "),
+        ("monai:SwinUNETR", {"attention": "cse", "attention_at": ()}, "to have a place for `attention` 'cse'"),
+    ],
+)
+def test_attention_that_would_sit_nowhere_and_values_of_another_type_are_refused(name, options, message):
+    with pytest.raises(UsageError) as error:
+        build_network(name, 1, 2, 3, **options)
     assert message in str(error.value)
 
 
