@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medseg_se.dims import NormName, Size, conv, per_axis
 from medseg_se.errors import UsageError
-from medseg_se.networks.base import Network, per_level
+from medseg_se.networks.base import Network, check_statistics, per_level
 from medseg_se.networks.blocks import he_initialised
 from medseg_se.networks.placement import AttentionPlan
 
@@ -162,7 +162,7 @@ class UnpoolingNetwork(Network):
             UsageError: Not a map of this network's axes and channels, or one that is too small for its normalisation.
         """
         self.check_input(x)
-        self._check_size(x)
+        check_statistics(x, self.norm_name, [2 ** len(self.encoder)] * self.spatial_dims, self.training)
         passed = []
         for level in self.encoder:
             x, skip, indices = level(x)
@@ -171,13 +171,3 @@ class UnpoolingNetwork(Network):
         for level, (skip, indices) in zip(self.decoder, reversed(passed), strict=True):
             x = level(x, skip, indices)
         return self.head(x)  # type: ignore[no-any-return]
-
-    def _check_size(self, x: Tensor) -> None:
-        """Refuse a patch whose bottleneck is a single voxel where the normalisation would erase it."""
-        shrinks = 2 ** len(self.encoder)
-        erased = self.norm_name == "instance" or (self.norm_name == "batch" and self.training and len(x) == 1)
-        if erased and max(x.shape[2:]) <= shrinks:
-            raise UsageError(
-                f"Expected a patch longer than {shrinks} voxels along an axis, but got {' x '.join(map(str, x.shape[2:]))}: "
-                f"{self.norm_name} normalisation erases the single voxel that remains; take a larger patch or fewer levels."
-            )
