@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medseg_se.dims import ActivationName, NormName, Size, activation, average_pool, conv, dropout, norm, per_axis
 from medseg_se.errors import UsageError
 from medseg_se.execution import fast_layout
-from medseg_se.networks.recompute import recomputed
+from medseg_se.networks.recompute import REPEATABLE, is_watched, normalised_again, recomputed
 
 
 def he_initialised(layer: nn.Module) -> nn.Module:
@@ -21,10 +20,6 @@ def he_initialised(layer: nn.Module) -> nn.Module:
     if getattr(layer, "bias", None) is not None:
         nn.init.zeros_(layer.get_parameter("bias"))
     return layer
-
-
-_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
-"""Normalisations that give the same values when they run again."""
 
 
 class ConvUnit(nn.Sequential):
@@ -73,10 +68,11 @@ class ConvUnit(nn.Sequential):
 
     def with_attention(self, x: Tensor, attention: nn.Module) -> Tensor:
         """Run the unit and the block after it; training keeps no map more for the block, see `recomputed`."""
+        if isinstance(attention, nn.Identity):
+            return self(x)  # type: ignore[no-any-return]
         between = (self.dropout, self.before_act)
-        can_run_again = isinstance(self.norm, _NORMS) and all(isinstance(part, nn.Identity) for part in between)
-        watched = any(part._forward_hooks or part._forward_pre_hooks for part in self.modules())
-        if watched or not can_run_again:
+        can_run_again = isinstance(self.norm, REPEATABLE) and all(isinstance(part, nn.Identity) for part in between)
+        if not can_run_again or is_watched(self):
             return attention(self(x))  # type: ignore[no-any-return]
         again = partial(self._finish_again, training=self.norm.training)
         return recomputed(self._finish, attention, fast_layout(self.conv(x)), again=again)
@@ -85,11 +81,7 @@ class ConvUnit(nn.Sequential):
         return self.act(self.before_act(self.dropout(self.norm(x))))  # type: ignore[no-any-return]
 
     def _finish_again(self, x: Tensor, training: bool) -> Tensor:
-        norm = self.norm
-        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):  # whose running statistics stay as they are
-            running = (None, None) if training else (norm.running_mean, norm.running_var)
-            return self.act(F.batch_norm(x, *running, norm.weight, norm.bias, None in running, 0.0, norm.eps))  # type: ignore[no-any-return]
-        return self.act(norm(x))  # type: ignore[no-any-return]
+        return self.act(normalised_again(self.norm, x, training))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -159,8 +151,6 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, *spatial) to (N, out_channels, *spatial / stride)."""
-        if isinstance(self.attention, nn.Identity):
-            return self.units(x)  # type: ignore[no-any-return]
         *units, last = self.units
         for unit in units:
             x = unit(x)

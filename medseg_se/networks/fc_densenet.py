@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medseg_se.dims import (
     ActivationName,
@@ -31,7 +30,7 @@ from medseg_se.execution import fast_layout
 from medseg_se.networks.base import Network, check_statistics, per_level, preset
 from medseg_se.networks.blocks import ConvStyle, he_initialised
 from medseg_se.networks.placement import AttentionPlan
-from medseg_se.networks.recompute import recomputed
+from medseg_se.networks.recompute import REPEATABLE, is_watched, normalised_again, recomputed
 
 
 class FCDenseNet(Network):
@@ -253,27 +252,14 @@ class DenseUnit(nn.Module):
         return self.act(self.before_act(_joined(normalised)))  # type: ignore[no-any-return]
 
     def _activated_again(self, *maps: Tensor, training: bool) -> Tensor:
-        normalised = [_normalised_again(norm, x, training) for norm, x in zip(self.norms, maps, strict=True)]
+        normalised = [normalised_again(norm, x, training) for norm, x in zip(self.norms, maps, strict=True)]
         return self.act(_joined(normalised))  # type: ignore[no-any-return]
 
     def _can_run_again(self) -> bool:
         """Tell whether a second run gives the same values and nobody counts the runs."""
-        watched = any(part._forward_hooks or part._forward_pre_hooks for part in self.modules())
-        known = all(isinstance(norm, _REPEATABLE) for norm in self.norms)
-        return known and isinstance(self.before_act, nn.Identity) and not watched
-
-
-_REPEATABLE = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.Identity)
-"""Normalisations that give the same values when they run again."""
+        known = all(isinstance(norm, (*REPEATABLE, nn.Identity)) for norm in self.norms)
+        return known and isinstance(self.before_act, nn.Identity) and not is_watched(self)
 
 
 def _joined(maps: Sequence[Tensor]) -> Tensor:
     return maps[0] if len(maps) == 1 else torch.cat(list(maps), dim=1)
-
-
-def _normalised_again(norm: nn.Module, x: Tensor, training: bool) -> Tensor:
-    """Normalise once more; running statistics stay as they are."""
-    if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
-        running = (None, None) if training else (norm.running_mean, norm.running_var)
-        return F.batch_norm(x, *running, norm.weight, norm.bias, training, 0.0, norm.eps)
-    return norm(x)  # type: ignore[no-any-return]

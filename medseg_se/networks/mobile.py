@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from medseg_se.dims import Size, per_axis
 from medseg_se.errors import UsageError
 from medseg_se.networks.base import per_level
-from medseg_se.networks.blocks import ConvUnit, ResidualStage
+from medseg_se.networks.blocks import ResidualStage
 from medseg_se.networks.placement import AttentionPlan
 
 Slot = Callable[[str, int], nn.Module]
@@ -91,11 +91,6 @@ def encoder(stages: Sequence[Stage], block: MobileBlock, plan: AttentionPlan, sp
 def shrinkage(stem_stride: Sequence[int], stages: Sequence[Stage]) -> tuple[int, ...]:
     """Return the product of all strides along each axis."""
     return tuple(math.prod(along) for along in zip(stem_stride, *(stage.stride for stage in stages), strict=True))
-
-
-def run_unit(unit: ConvUnit, attention: nn.Module, x: Tensor) -> Tensor:
-    """Run a unit and the block after it; training keeps no map more for the block."""
-    return unit(x) if isinstance(attention, nn.Identity) else unit.with_attention(x, attention)
 
 
 def keeps_shape(in_channels: int, out_channels: int, stride: Sequence[int]) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medseg_se.dims import ActivationName, NormName, Size, per_axis
 from medseg_se.networks.blocks import ConvStyle
 from medseg_se.networks.classifier import ClassificationHead, Classifier
-from medseg_se.networks.mobile import Slot, encoder, keeps_shape, read_stages, run_unit, scaled, shrinkage
+from medseg_se.networks.mobile import Slot, encoder, keeps_shape, read_stages, scaled, shrinkage
 from medseg_se.networks.placement import AttentionPlan
 
 
@@ -147,7 +147,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, *spatial) to (N, out_channels, *spatial / stride), rounded up."""
-        residual = run_unit(self.depthwise, self.depthwise_attention, self.expand(x))
+        residual = self.depthwise.with_attention(self.expand(x), self.depthwise_attention)
         residual = self.before_sum(self.project(residual))
         x = x + residual if self.has_sum else residual
         return self.after_sum(x)  # type: ignore[no-any-return]

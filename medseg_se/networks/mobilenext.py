@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medseg_se.dims import ActivationName, NormName, Size, per_axis
 from medseg_se.networks.blocks import ConvStyle
 from medseg_se.networks.classifier import ClassificationHead, Classifier
-from medseg_se.networks.mobile import Slot, encoder, keeps_shape, read_stages, rounded, run_unit, scaled, shrinkage
+from medseg_se.networks.mobile import Slot, encoder, keeps_shape, read_stages, rounded, scaled, shrinkage
 from medseg_se.networks.placement import AttentionPlan
 
 LARGEST_REDUCTION = 6
@@ -140,7 +140,7 @@ class Sandglass(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, *spatial) to (N, out_channels, *spatial / stride), rounded up."""
-        residual = run_unit(self.first_depthwise, self.depthwise_attention, x)
+        residual = self.first_depthwise.with_attention(x, self.depthwise_attention)
         residual = self.last_depthwise(self.expand(self.reduce(residual)))
         residual = self.before_sum(residual)
         x = x + residual if self.has_sum else residual

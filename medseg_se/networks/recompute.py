@@ -11,11 +11,28 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from medseg_se.errors import UsageError
 from medseg_se.execution import is_recorded
+
+REPEATABLE = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
+"""Normalisations that give the same values when they run again, see `normalised_again`."""
+
+
+def normalised_again(norm: nn.Module, x: Tensor, training: bool) -> Tensor:
+    """Normalise once more, as it was done in this mode; running statistics stay as they are."""
+    if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
+        running = (None, None) if training else (norm.running_mean, norm.running_var)
+        return F.batch_norm(x, *running, norm.weight, norm.bias, None in running, 0.0, norm.eps)
+    return norm(x)  # type: ignore[no-any-return]
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Tell whether a hook would see a module run again."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 def recomputed(
