@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import pickle
-import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +21,7 @@ from medseg_se.hardware import best_device, free_memory, has_bfloat16
 from medseg_se.inference.tiling import tiled_logits
 from medseg_se.networks import build_network
 from medseg_se.structures import Structures
+from medseg_se.tensors import load_tensors
 from medseg_se.version import CHECKPOINT_FORMAT
 from medseg_se.volumes import Volume
 
@@ -210,10 +209,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]
         raise CheckpointError(f"No such checkpoint: {path}.")
     try:
         digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that are refused in the next line anyway
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        _check_sums(path)
+        content = load_tensors(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is no checkpoint of tensors and plain data: it holds other objects or code, or is damaged. Nothing in it "
@@ -234,14 +230,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]
     prefix = "network."
     state = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
     return description, state, digest
-
-
-def _check_sums(path: Path) -> None:
-    """Compare the checksums in a checkpoint with its content, which PyTorch leaves undone."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise ValueError("its checksums do not match its content")
 
 
 def _largest(logits: Tensor, shape: tuple[int, int, int]) -> Tensor:

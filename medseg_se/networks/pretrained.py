@@ -10,16 +10,15 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from medseg_se.errors import CheckpointError, UsageError
+from medseg_se.tensors import load_tensors
 
 log = logging.getLogger(__name__)
 
@@ -135,9 +134,7 @@ def _read(path: Path | str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that are refused in the next line anyway
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"Expected {path} to hold tensors by name, but it holds other objects or code, or is damaged. Nothing in it was "

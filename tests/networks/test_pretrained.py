@@ -253,3 +253,12 @@ def test_damaged_files_are_refused(tmp_path, name):
     for content in (whole[: len(whole) // 2], b"", b"<html>not found</html>"):
         path.write_bytes(content)
         refused(ResNet(3, 5, 2, **OWN), path, CheckpointError, f"{name} ?.*damaged")
+
+
+def test_a_single_wrong_byte_is_noticed(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"conv1.weight": torch.randn(64, 3, 7, 7)}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refused(ResNet(3, 5, 2, **OWN), path, CheckpointError, "weights.pth: it is damaged")
