@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -31,6 +32,20 @@ def pytest_generate_tests(metafunc):
     if "axcodes" in metafunc.fixturenames:
         orders = itertools.permutations(("LR", "PA", "IS"))
         metafunc.parametrize("axcodes", ["".join(codes) for order in orders for codes in itertools.product(*order)])
+
+
+@pytest.fixture
+def put_back(monkeypatch):
+    """Put back what a training changes in the process: handlers of signals, levels of loggers, seeds."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    levels = {name: logging.getLogger(name).level for name in ("pytorch_lightning", "")}
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

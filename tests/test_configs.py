@@ -1,6 +1,4 @@
-import logging
 import re
-import signal
 from importlib.resources import files
 from pathlib import Path
 
@@ -45,16 +43,9 @@ def cohorts(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    level = logging.getLogger("pytorch_lightning").level
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "0")
+def folder(put_back, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    logging.getLogger("pytorch_lightning").setLevel(level)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return tmp_path
 
 
 def plain(name):

@@ -1,6 +1,5 @@
 import csv
 import json
-import logging
 import os
 import pickle
 import shlex
@@ -35,22 +34,14 @@ LAST, BEST = Path("run/checkpoints/last.ckpt"), Path("run/checkpoints/best.ckpt"
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch, write_decathlon):
-    """Work in a folder with a dataset and a recipe; put back what a run changes in the process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    levels = {name: logging.getLogger(name).level for name in ("pytorch_lightning", "")}
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "0")
+def folder(put_back, tmp_path, monkeypatch, write_decathlon):
+    """Work in a folder with a dataset and a recipe."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     write_decathlon(tmp_path / "data", cases=6, test=0, shape=(16, 14, 12))
     shutil.copy("data/dataset.json", "data/a b.json")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
-    yield tmp_path
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return tmp_path
 
 
 @pytest.fixture

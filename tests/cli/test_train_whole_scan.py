@@ -1,6 +1,5 @@
 import csv
 import json
-import logging
 import os
 import signal
 from pathlib import Path
@@ -36,23 +35,15 @@ LAST, BEST = Path("run/checkpoints/last.ckpt"), Path("run/checkpoints/best.ckpt"
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """Work in a folder with datasets and recipes; put back what a run changes in the process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    levels = {name: logging.getLogger(name).level for name in ("pytorch_lightning", "")}
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "0")
+def folder(put_back, tmp_path, monkeypatch):
+    """Work in a folder with datasets and recipes."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "pictures")
     write_ages(tmp_path / "heads")
     for name, recipe in (("classifier", CLASSIFIER), ("regressor", REGRESSOR)):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    yield tmp_path
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return tmp_path
 
 
 @pytest.fixture

@@ -1,6 +1,4 @@
 import json
-import logging
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -346,19 +344,6 @@ def test_what_one_member_cannot_segment_the_ensemble_cannot(write):
 
 
 # --------------------------------------------------------------------------------------------------------------- from training
-
-
-@pytest.fixture
-def put_back(monkeypatch):
-    """Put back what a training changes in the process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    level = logging.getLogger("pytorch_lightning").level
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "0")
-    yield
-    logging.getLogger("pytorch_lightning").setLevel(level)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("put_back")
