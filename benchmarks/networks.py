@@ -3,7 +3,8 @@
 - peers: the U-Net beside nnU-Net's PlainConvUNet (if `dynamic_network_architectures` is installed) and MONAI's DynUNet of the
   same topology: parameters, multiply-adds, time of a tile forward and of a training step.
 - layouts: a tile forward through the U-Net with maps in PyTorch's ordinary layout, channels-last with PyTorch's own instance
-  normalisation, and channels-last with ours, which is what `medseg_se.execution.fast_layout` chooses by itself.
+  normalisation, and channels-last with ours, which is what `medseg_se.execution.fast_layout` chooses by itself; and with the
+  weights laid out alike, as those of a loaded model are.
 - compiled: the same with torch.compile, in both layouts.
 - small: single small maps through one 3×3×3 convolution, PyTorch's way and ours, and the network of the hippocampus recipe.
 
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from medseg_se.analysis.counting import count, parameters
 from medseg_se.analysis.timing import Timing, time_in_turns
 from medseg_se.dims import InstanceNorm3d, QuickConv3d, conv
+from medseg_se.execution import lay_out_weights
 from medseg_se.hardware import has_bfloat16, keep_freed_memory
 from medseg_se.networks import UNet
 
@@ -178,6 +180,9 @@ def measure_layouts(size: int, rounds: int) -> list[dict[str, Any]]:
         runs: dict[str, Forward] = {name: InLayout(make(), x, precision) for name, make in variants.items()}
         torch.manual_seed(0)
         runs["as chosen"] = Forward(ours().eval(), x, precision)
+        loaded = ours().eval()
+        lay_out_weights(loaded)
+        runs["as chosen, weights too, as a loaded model"] = Forward(loaded, x, precision)
         found.append(report(f"layouts, eager, {precision}", measure(runs, "as chosen", rounds)))
     return found
 
