@@ -7,7 +7,7 @@ from typing import Any
 
 from medseg_se.errors import UsageError
 
-EXTRA_OF = {"einops": "monai", "matplotlib": "report"}
+EXTRA_OF = {"blosc2": "fast", "einops": "monai", "h5py": "mat", "matplotlib": "report"}
 
 
 def load_optional(module: str) -> Any:

@@ -166,18 +166,22 @@ def _examine(entry: _Seen, datalist: Datalist) -> _Seen:
         if opened_image is not None:
             _examine_voxels(entry, opened_image, first=place)
     found, wanted = sum(image.array.shape[0] for image in images), len(datalist.channels)
-    if len(images) == len(paths) and found != wanted:
+    if paths and len(images) == len(paths) and found != wanted:
         message = f"Expected {wanted} channels ({', '.join(datalist.channels)}), but {', '.join(map(str, paths))} has {found}."
         entry.error("wrong-channels", f"{message} Correct the dataset's channels, or the files.")
     if images:
-        # Axes in the order of the world, so that scans that merely lie turned in their files can be compared.
-        code = images[0].orientation
-        order = [next(axis for axis in range(3) if code[axis] in ends) for ends in AXES.values()]
-        entry.spacing = tuple(images[0].spacing[axis] for axis in order)
-        entry.size = tuple(images[0].shape[axis] for axis in order)
-        entry.orientation = code
+        _note_grid(entry, images[0])
     _examine_label(entry, images, datalist.structures)
     return entry
+
+
+def _note_grid(entry: _Seen, volume: Volume) -> None:
+    """Keep spacing and size in the order of the world's axes, so that scans that merely lie turned in their files compare."""
+    code = volume.orientation
+    order = [next(axis for axis in range(3) if code[axis] in ends) for ends in AXES.values()]
+    entry.spacing = tuple(volume.spacing[axis] for axis in order)
+    entry.size = tuple(volume.shape[axis] for axis in order)
+    entry.orientation = code
 
 
 def _attempt(entry: _Seen, path: Path, labels: bool = False) -> Volume | None:
@@ -230,6 +234,8 @@ def _examine_label(entry: _Seen, images: Sequence[Volume], structures: Structure
     if images and (difference := images[0].same_grid(labels)):
         message = f"The image {images[0].path} and the label map {path} lie on different grids: {difference}."
         entry.error("different-grids", f"{message} Resample the label map onto the image, or correct the header that is wrong.")
+    if not entry.case.images:
+        _note_grid(entry, labels)
     values, counts = np.unique(labels.array, return_counts=True)
     voxels_of = dict(zip(values.tolist(), counts.tolist(), strict=True))
     entry.voxels = {name: sum(voxels_of.get(value, 0) for value in meant) for name, meant in structures.values.items()}
@@ -280,7 +286,7 @@ def _odd_grids(seen: Sequence[_Seen]) -> list[Finding]:
     read = [entry for entry in seen if entry.spacing]
     if not read:
         return []
-    files = [entry.case.images[0] for entry in read]
+    files = [entry.case.files()[0] for entry in read]
     spacing, size = np.array([entry.spacing for entry in read]), np.array([entry.size for entry in read])
     usual = f"the median is {_times(np.median(spacing, axis=0), '.3g')} mm ({', '.join(AXES)})"
     texts = [f"{file} has a spacing of {_times(row, '.3g')} mm; {usual}." for file, row in zip(files, spacing, strict=True)]

@@ -28,7 +28,7 @@ class Case:
 
     Attributes:
         id: Unique name; results are written under it.
-        images: One file per channel, or a single file that holds all channels.
+        images: One file per channel, or a single file that holds all channels; none where there is a label map alone.
         label: The label map, if there is one.
         group: What must never be parted by a split, usually the patient.
         fold: The fold in which this case is validated, where the dataset prescribes it.
@@ -41,6 +41,10 @@ class Case:
     group: str = ""
     fold: int | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the images and the label map."""
+        return self.images if self.label is None else (*self.images, self.label)
 
 
 @dataclass(frozen=True)
@@ -203,13 +207,16 @@ def _decathlon_case(path: Path, entry: Any) -> Case:
         entry = {"image": entry}
     if not isinstance(entry, Mapping) or "image" not in entry:
         raise DataError(f"Expected each case of {path} to be a path or to have an 'image', but got {entry!r}.")
-    listed = entry["image"] if isinstance(entry["image"], (list, tuple)) else [entry["image"]]
+    found = entry["image"]
+    alone = found is None and entry.get("label")  # said outright, so that a misspelt key is not taken for it
+    listed = found if isinstance(found, (list, tuple)) else [] if found is None else [found]
     images = tuple(path.parent / str(image) for image in listed)
-    if not images:
+    if not images and not alone:
         raise DataError(f"Expected each case of {path} to have at least one image, but got {entry!r}.")
-    name = _text(entry.get("id")) or case_name(images[0])
     if not isinstance(entry.get("label", ""), (str, type(None))):
-        raise DataError(f"Expected the label of case {name} in {path} to be one file, but got {entry['label']!r}.")
+        case = _text(entry.get("id")) or found
+        raise DataError(f"Expected the label of case {case} in {path} to be one file, but got {entry['label']!r}.")
+    name = _text(entry.get("id")) or case_name(images[0] if images else entry["label"])
     known = {"id", "image", "label", "group", "fold"}
     return Case(
         id=name,

@@ -52,7 +52,11 @@ def find_cases(inputs: Sequence[Path | str], channels: int) -> list[Case]:
 
 def _listed(path: Path) -> list[Case]:
     datalist = read_datalist(path)
-    return [*datalist.training, *datalist.test]
+    cases = [*datalist.training, *datalist.test]
+    bare = next((case for case in cases if not case.images), None)
+    if bare is not None:
+        raise DataError(f"Case {bare.id} of {datalist.source} has no scan, but a label map alone: there is nothing to segment.")
+    return cases
 
 
 def _from_files(files: Sequence[Path], channels: int) -> list[Case]:

@@ -293,3 +293,11 @@ def test_folds_that_do_not_exist_are_refused():
         every.fold(0, folds=6)
     with pytest.raises(UsageError, match="but got 1"):
         every.fold(0, folds=1)
+
+
+def test_a_case_may_be_a_label_map_alone_if_it_says_so(tmp_path):
+    listed = {"labels": {"0": "background", "1": "spot"}, "training": [{"image": None, "label": "labelsTr/a.nii.gz"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(listed))
+    (case,) = read_datalist(tmp_path).training
+    assert (case.id, case.images, case.label) == ("a", (), tmp_path / "labelsTr" / "a.nii.gz")
+    assert case.files() == (case.label,)
