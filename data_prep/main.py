@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from medseg_se.cli.main import run_function
-from medseg_se.errors import MedsegError, UsageError, unknown_name
+from medseg_se.cli.main import add_options, make_parser, run_function
+from medseg_se.errors import DataError, MedsegError, UsageError, unknown_name
 
-# Name → module beside this file; its function of the same name does the work, its docstring's first line is the help.
-CONVERTERS = {"phantom": "phantom"}
+if TYPE_CHECKING:
+    from .collection import Collection
+
+# Name → module beside this file. Its function `find` says what a source holds, for `convert` to write; a module without one has
+# a function of its own name that does all the work. The first line of its docstring is the help.
+CONVERTERS = {
+    "decathlon": "decathlon",
+    "nnunet": "nnunet",
+    "brats": "brats",
+    "totalsegmentator": "totalsegmentator",
+    "malc": "malc",
+    "visceral": "visceral",
+    "freesurfer": "freesurfer",
+    "neurite-oasis": "neurite_oasis",
+    "ixi": "ixi",
+    "figshare": "figshare",
+    "pictures": "pictures",
+    "label-maps": "label_maps",
+    "dicom": "dicom",
+    "phantom": "phantom",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +59,27 @@ def _run(arguments: list[str]) -> int:
     if name not in CONVERTERS:
         raise unknown_name("converter", name, CONVERTERS)
     module = importlib.import_module(f".{CONVERTERS[name]}", __package__)
+    if hasattr(module, "find"):
+        return _convert(name, module.find, rest)
     return run_function(f"medseg-prep {name}", getattr(module, CONVERTERS[name]), rest)
+
+
+def _convert(name: str, find: Callable[..., Collection], arguments: Sequence[str]) -> int:
+    """Parse the options of a converter, of the steps and of the conversion, then do it."""
+    from .conversion import convert
+    from .steps import Steps
+
+    parser = make_parser(f"medseg-prep {name}", inspect.getdoc(find) or "", [find, Steps, convert])
+    parser.add_argument("source", type=str, help="What is converted.")
+    parser.add_argument("output", type=str, help="Folder for the dataset.")
+    by_hand = ["source", "output", "collection", "steps", "options"]
+    groups = [add_options(parser, part, by_hand) for part in (find, Steps, convert)]
+    given = parser.parse_args(list(arguments)).as_dict()
+    own, steps, how = ({option: given[option] for option in group} for group in groups)
+    source = Path(given["source"])
+    if not source.exists():
+        raise DataError(f"No such file or folder: {source}.")
+    return convert(find(source, **own), Path(given["output"]), Steps(**steps), {"converter": name, **own}, **how)
 
 
 def _overview() -> str:

@@ -178,6 +178,17 @@ class Structures:
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"Expected values, background, ignore and regions, but got {dict(content)}.") from error
 
+    def to_labels(self) -> dict[str, int | list[int]]:
+        """Return the `labels` table of a dataset, name → value or values, from which `from_labels` makes an equal object.
+
+        Regions stand apart from it.
+        """
+        named = {BACKGROUND_NAMES[0]: self.background, **self.values}
+        table: dict[str, int | list[int]] = {
+            name: values[0] if len(values) == 1 else list(values) for name, values in named.items()
+        }
+        return table if self.ignore is None else {**table, "ignore": self.ignore}
+
     @classmethod
     def from_labels(cls, labels: Mapping[str, Any], regions: Mapping[str, Sequence[str]] | None = None) -> Structures:
         """Read a `labels` table as datasets write it.

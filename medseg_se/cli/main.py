@@ -6,7 +6,7 @@ import errno
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from medseg_se.errors import MedsegError, describe_os_error, unknown_name
@@ -105,19 +105,9 @@ def run_function(prog: str, function: Callable[..., int], arguments: Sequence[st
 
     Positional parameters become words (one or more for a list), keyword-only ones options, booleans flags.
     """
-    from jsonargparse import ArgumentParser
-
-    from medseg_se.cli.messages import explain
-
-    signature = inspect.signature(function)
-
-    class Parser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> Any:
-            raise explain(message, [f"--{name}" for name in signature.parameters]) from ex
-
-    parser = Parser(prog=prog, description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0], allow_abbrev=False)
-    words = _parameter_help(function)
-    by_hand: set[str | int] = set()
+    parser = make_parser(prog, inspect.getdoc(function) or "", [function])
+    signature, words = inspect.signature(function), _parameter_help(function)
+    by_hand: set[str] = set()
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             optional = parameter.default is not parameter.empty
@@ -126,16 +116,47 @@ def run_function(prog: str, function: Callable[..., int], arguments: Sequence[st
                 count = {"nargs": "+"}
             parser.add_argument(name, type=str, help=words.get(name, ""), **count)
             by_hand.add(name)
-        elif parameter.default is False:
-            flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
-            parser.add_argument(*flags, action="store_true", help=words[name])
-            by_hand.add(name)
-    parser.add_function_arguments(function, as_group=False, skip=by_hand)
+    add_options(parser, function, by_hand)
     return function(**parser.parse_args(list(arguments)).as_dict())
 
 
-def _parameter_help(function: Callable[..., int]) -> dict[str, str]:
+def make_parser(prog: str, explanation: str, sources: Sequence[Callable[..., Any]]) -> Any:
+    """Return a parser, still without arguments, that complains in one line and names the nearest option.
+
+    Args:
+        prog: The command.
+        explanation: A docstring; what stands above its "Args:" is shown.
+        sources: Functions and classes whose parameters are the options.
+    """
+    from jsonargparse import ArgumentParser
+
+    from medseg_se.cli.messages import explain
+
+    valid = [f"--{name}" for source in sources for name in inspect.signature(source).parameters]
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> Any:
+            raise explain(message, valid) from ex
+
+    return Parser(prog=prog, description=explanation.split("\n\nArgs:")[0], allow_abbrev=False)
+
+
+def add_options(parser: Any, source: Callable[..., Any], skip: Iterable[str] = ()) -> list[str]:
+    """Add the parameters of a function or class as options, booleans as flags, and return their names."""
+    skipped, words = set(skip), _parameter_help(source)
+    names = [name for name in inspect.signature(source).parameters if name not in skipped]
+    for name in names:
+        if inspect.signature(source).parameters[name].default is False:
+            flags = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
+            parser.add_argument(*flags, action="store_true", help=words[name])
+            skipped.add(name)
+    add = parser.add_class_arguments if inspect.isclass(source) else parser.add_function_arguments
+    add(source, as_group=False, skip=skipped)
+    return names
+
+
+def _parameter_help(source: Callable[..., Any]) -> dict[str, str]:
     import docstring_parser
 
-    parsed = docstring_parser.parse(inspect.getdoc(function) or "")
+    parsed = docstring_parser.parse(inspect.getdoc(source) or "")
     return {item.arg_name: item.description or "" for item in parsed.params}

@@ -1,0 +1,349 @@
+"""Conversion: from the cases that a converter found to a dataset folder, in parallel, killed and run again at will.
+
+A case is done when its files are written and recorded; a rerun makes only what is missing or what its source has changed.
+`dataset.json` is written last, so a folder that has one is whole. What could not be used is named in `conversion.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from medseg_se.data.pictures import NO_STRUCTURES, read_picture
+from medseg_se.errors import DataError, UsageError, describe_os_error
+from medseg_se.files import atomic_write, write_json
+from medseg_se.volumes import Volume, write_volume
+
+from .collection import Collection, Item, Scan
+from .steps import Steps
+
+FORMAT = 1  # raise it when the same source gives other files
+SUMMARY, LOG = "conversion.json", ".conversion.jsonl"
+SHOWN = 20  # names of cases that are shown on screen; all stand in the summary
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one case.
+
+    Attributes:
+        key: Digest of its source files' names, sizes and times, and of every option.
+        written: Files of the dataset, relative → bytes; "image" and "label" in this order, as far as there are any.
+        image: Path of the image within the dataset.
+        label: Path of the label map within the dataset.
+        notes: What a person should know.
+        why: Why it was left out; empty if it is done.
+    """
+
+    key: str
+    written: Mapping[str, int] = field(default_factory=dict)
+    image: str | None = None
+    label: str | None = None
+    notes: tuple[str, ...] = ()
+    why: str = ""
+
+
+def convert(
+    collection: Collection,
+    output: Path,
+    steps: Steps,
+    options: Mapping[str, Any],
+    *,
+    workers: int | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Make a dataset of a collection; returns the exit code: 1 if anything was left out.
+
+    Args:
+        collection: What the converter found.
+        output: Folder of the dataset.
+        steps: What is done to every case.
+        options: The converter and what it was asked for; cases made with others are made again.
+        workers: Cases converted at the same time; as many as there are cores, at most 8, if not given.
+        dry_run: Only list the cases that were found, and what would be left out at once.
+
+    Raises:
+        DataError: The source holds no case, or none that can be used.
+        UsageError: The output folder holds something else, or two cases have one name.
+        OutputError: The output cannot be written.
+    """
+    if workers is not None and workers < 1:
+        raise UsageError(f"Expected `workers` to be at least 1, but got {workers}.")
+    _check(collection, output)
+    if dry_run:
+        return _list(collection)
+    known = _known(output)
+    keys = {item.id: _key(item, collection, steps, options) for item in collection.items}
+    ready = {item.id: known[item.id] for item in collection.items if _is_done(known.get(item.id), keys[item.id], output)}
+    waiting = [item for item in collection.items if item.id not in ready]
+    (output / "dataset.json").unlink(missing_ok=True)  # until everything that it lists is there
+    made = dict(_convert_all(waiting, keys, collection, output, steps, workers))
+    records = {item.id: ready.get(item.id) or made[item.id] for item in collection.items}
+    done = [item for item in collection.items if not records[item.id].why]
+    left_out = {**collection.left_out, **{name: record.why for name, record in records.items() if record.why}}
+    summary = {
+        **options,
+        "format": FORMAT,
+        "found": len(collection.items) + len(collection.left_out),
+        "usable": len(done),
+        "left_out": left_out,
+        "notes": list(collection.notes),
+        "cases": {name: asdict(record) for name, record in records.items()},
+    }
+    write_json(output / SUMMARY, summary)
+    (output / LOG).unlink(missing_ok=True)
+    if not done:
+        first = next(iter(left_out.items()))
+        raise DataError(
+            f"None of the {summary['found']} cases can be used, the first, {first[0]}, because: {first[1]} "
+            f"All reasons stand in {output / SUMMARY}."
+        )
+    write_json(output / "dataset.json", _description(collection, done, records))
+    _report(collection, output, records, len(done) - sum(not record.why for record in made.values()), left_out)
+    return 1 if left_out else 0
+
+
+# ------------------------------------------------------------------------------------------------------------- before it starts
+
+
+def _check(collection: Collection, output: Path) -> None:
+    if not collection.items:
+        reasons = [f"{name}: {why}" for name, why in collection.left_out.items()]
+        raise DataError(f"No case of {collection.name} can be used. {' '.join(reasons[:1])}".strip())
+    names: set[str] = set()
+    for item in collection.items:
+        path = PurePosixPath(item.id)
+        if not item.id or path.is_absolute() or "\\" in item.id or any(part in (".", "..") for part in item.id.split("/")):
+            raise DataError(f"Expected the name of a case to be one of a file, but got {item.id!r} ({item.files[0]}).")
+        if item.id.lower() in names:
+            raise DataError(f"Two cases are called {item.id!r}, the second from {item.files[0]}; rename one of them.")
+        names.add(item.id.lower())
+    if (output / "dataset.json").exists() and not (output / SUMMARY).exists():
+        raise UsageError(f"{output} already holds a dataset that was not converted here. Choose another output folder.")
+    sources = {path.resolve().parent for item in collection.items for path in item.files[:1]}
+    if any(output.resolve() == folder or output.resolve() in folder.parents for folder in sources):
+        raise UsageError(f"The output folder {output} holds the source itself. Choose another one.")
+
+
+def _list(collection: Collection) -> int:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for item in collection.items:
+        more = f" and {len(item.files) - 1} more" if len(item.files) > 1 else ""
+        console.print(f"{item.id}  {'test' if item.test else 'training'}  {item.files[0]}{more}")
+    for note in collection.notes:
+        console.print(f"note: {note}")
+    for name, why in collection.left_out.items():
+        console.print(f"left out: {name}: {why}")
+    return 1 if collection.left_out else 0
+
+
+def _known(output: Path) -> dict[str, Record]:
+    """Return what earlier runs recorded, finished ones and the one that was killed."""
+    found: dict[str, Any] = {}
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none, or not ours: then every case is made
+        found.update(json.loads((output / SUMMARY).read_text(encoding="utf-8"))["cases"])
+    if (output / LOG).is_file():
+        for line in (output / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                name, record = json.loads(line)
+            except ValueError:
+                continue  # the line at which a run was killed
+            found[name] = record
+    return {name: Record(**{**record, "notes": tuple(record["notes"])}) for name, record in found.items()}
+
+
+def _key(item: Item, collection: Collection, steps: Steps, options: Mapping[str, Any]) -> str:
+    facts = [[str(path), *_stamp(path)] for path in item.files]
+    meaning = collection.structures.to_dict() if collection.structures else None
+    content = json.dumps([FORMAT, facts, collection.channels, meaning, asdict(steps), options, item.test], default=str)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def _is_done(record: Record | None, key: str, output: Path) -> bool:
+    if record is None or record.key != key or record.why:
+        return False
+    return all(_stamp(output / name)[0] == size for name, size in record.written.items())
+
+
+# ----------------------------------------------------------------------------------------------------------------- each case
+
+
+def _convert_all(
+    items: Sequence[Item],
+    keys: Mapping[str, str],
+    collection: Collection,
+    output: Path,
+    steps: Steps,
+    workers: int | None,
+) -> Iterator[tuple[str, Record]]:
+    counted = (MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with (
+            (output / LOG).open("a", encoding="utf-8") as log,
+            Progress(TextColumn("converting"), BarColumn(), *counted, transient=True) as bar,
+        ):
+            log.write("\n")  # after a line at which a run was killed
+            task = bar.add_task("", total=len(items))
+            jobs = {pool.submit(_convert_one, item, keys[item.id], collection, output, steps): item for item in items}
+            left_out = 0
+            for job in as_completed(jobs):
+                item, record = jobs[job], job.result()
+                log.write(json.dumps([item.id, asdict(record)]) + "\n")
+                log.flush()
+                left_out += bool(record.why)
+                bar.update(task, advance=1, description=f"{left_out} left out" if left_out else "")
+                yield item.id, record
+    except OSError as error:
+        raise describe_os_error(output, error) from error
+    finally:  # after Ctrl-C or on a full disk, the cases that wait are not begun
+        pool.shutdown(cancel_futures=True)
+
+
+def _convert_one(item: Item, key: str, collection: Collection, output: Path, steps: Steps) -> Record:
+    missing = [path for path in item.files if not path.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return Record(key, why=f"{missing[0]} is missing{more}. Restore it and run the same command again.")
+    part = "Ts" if item.test else "Tr"
+    try:
+        if item.read is None:
+            return _copy_picture(item, key, output, part)
+        scan = steps(_checked(item.read(), collection, item))
+        return _write(item, key, scan, output, part)
+    except DataError as error:
+        return Record(key, why=str(error))
+    except MemoryError:
+        return Record(key, why="Not enough memory to read it. Run the same command again with `--workers 1`.")
+
+
+def _checked(scan: Scan, collection: Collection, item: Item) -> Scan:
+    """Refuse what would mislead a training."""
+    image, labels = scan.image, scan.labels
+    if image is None and labels is None:
+        raise DataError("It has neither a scan nor a label map.")
+    if image is not None:
+        if image.array.shape[0] != len(collection.channels):
+            listed = ", ".join(collection.channels)
+            raise DataError(f"Expected the channels {listed}, but {item.files[0]} has {image.array.shape[0]}.")
+        if image.array.dtype.kind == "f" and not np.isfinite(image.array).all():
+            raise DataError(f"{image.path or item.files[0]} holds voxels that are NaN or infinite. Repair it.")
+    if labels is not None:
+        if image is not None and (difference := image.same_grid(labels)):
+            raise DataError(f"Image and label map lie on different grids: {difference} ({labels.path or item.files[-1]}).")
+        structures = collection.structures
+        if structures is not None:
+            structures.encode(np.unique(labels.array), where=str(labels.path or item.files[-1]))
+    return scan
+
+
+def _write(item: Item, key: str, scan: Scan, output: Path, part: str) -> Record:
+    """Write image and label map; headers are made anew, so nothing that an old one says of a person is carried over."""
+    written: dict[str, int] = {}
+    paths: list[str | None] = []
+    for volume, folder in ((scan.image, f"images{part}"), (scan.labels, f"labels{part}")):
+        name = f"{folder}/{item.id}.nii.gz" if volume is not None else None
+        if volume is not None and name is not None:
+            plain = Volume(compact(volume.array), volume.affine)
+            write_volume(plain, output / name)
+            written[name] = (output / name).stat().st_size
+        paths.append(name)
+    return Record(key, written, paths[0], paths[1], scan.notes)
+
+
+def _copy_picture(item: Item, key: str, output: Path, part: str) -> Record:
+    source = item.files[0]
+    read_picture(source)  # a damaged one is left out
+    name = f"images{part}/{item.id}{source.suffix.lower()}"
+    with source.open("rb") as stream, atomic_write(output / name) as target:
+        shutil.copyfileobj(stream, target)
+    return Record(key, {name: (output / name).stat().st_size}, name)
+
+
+def compact(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the same numbers in the smallest of uint8, int16, uint16 and int32 that holds them all, else as float32."""
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        if not np.array_equal(whole, array):
+            return array.astype(np.float32, copy=False)
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    for kind in (np.uint8, np.int16, np.uint16, np.int32):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return array.astype(kind, copy=False)
+    return array.astype(np.float32) if array.dtype.kind == "f" else array.astype(np.int64)
+
+
+# -------------------------------------------------------------------------------------------------------------------- the end
+
+
+def _description(collection: Collection, done: Sequence[Item], records: Mapping[str, Record]) -> dict[str, Any]:
+    """Return the `dataset.json`."""
+    structures = collection.structures or NO_STRUCTURES
+    described: dict[str, Any] = {
+        "name": collection.name,
+        "modality": {str(number): channel for number, channel in enumerate(collection.channels)},
+        "labels": structures.to_labels(),
+        "numTraining": sum(not item.test for item in done),
+        "numTest": sum(item.test for item in done),
+        "training": [_entry(item, records[item.id]) for item in done if not item.test],
+        "test": [_entry(item, records[item.id]) for item in done if item.test],
+    }
+    if structures.regions:
+        described["regions"] = {name: list(members) for name, members in structures.regions.items()}
+    return described
+
+
+def _entry(item: Item, record: Record) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": item.id, "image": record.image and f"./{record.image}"}
+    if record.label:
+        entry["label"] = f"./{record.label}"
+    if item.group:
+        entry["group"] = item.group
+    if item.fold is not None:
+        entry["fold"] = item.fold
+    return {**item.attributes, **entry}
+
+
+def _report(
+    collection: Collection, output: Path, records: Mapping[str, Record], before: int, left_out: Mapping[str, str]
+) -> None:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    done = sum(not record.why for record in records.values())
+    there = f", {before} of them were there already" if before else ""
+    test = sum(item.test and not records[item.id].why for item in collection.items)
+    held = f" ({test} held out for testing)" if test else ""
+    console.print(f"{collection.name}: {done} of {len(records) + len(collection.left_out)} cases converted{held}{there}.")
+    for note in collection.notes:
+        console.print(f"note: {note}")
+    _print_some(console, "note: ", {name: " ".join(record.notes) for name, record in records.items() if record.notes}, output)
+    _print_some(console, "left out: ", left_out, output)
+    console.print(f"Written to {output / 'dataset.json'}; `medseg-se check {output}` looks through it.")
+
+
+def _print_some(console: Console, word: str, lines: Mapping[str, str], output: Path) -> None:
+    for name in list(lines)[:SHOWN]:
+        console.print(f"{word}{name}: {lines[name]}")
+    if len(lines) > SHOWN:
+        console.print(f"{word}{len(lines) - SHOWN} more, all in {output / SUMMARY}")
