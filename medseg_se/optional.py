@@ -7,7 +7,7 @@ from typing import Any
 
 from medseg_se.errors import UsageError
 
-EXTRA_OF = {"blosc2": "fast", "einops": "monai", "h5py": "mat", "matplotlib": "report"}
+EXTRA_OF = {"blosc2": "fast", "einops": "monai", "h5py": "mat", "jinja2": "report", "matplotlib": "report"}
 
 
 def load_optional(module: str) -> Any:

@@ -88,7 +88,9 @@ def read_image(path: Path | str, memory_limit: int = MEMORY_LIMIT) -> Volume:
     if (slope, inter) == (1.0, 0.0):
         array = np.array(raw, dtype=np.float32, order="C")
     else:
-        array = np.ascontiguousarray(raw.astype(np.float64) * slope + inter, dtype=np.float32)
+        array = np.empty(raw.shape, dtype=np.float32)
+        for k in range(raw.shape[3]):  # slice by slice, as a whole scan in float64 is twice the size of the result
+            array[..., k] = raw[..., k].astype(np.float64) * slope + inter
     return Volume(array, affine_of(header, path), header, path)
 
 

@@ -316,7 +316,7 @@ def _odd_ones_out(
     entries: Sequence[_Seen], values: npt.NDArray[np.float64], floor: float, kind: str, texts: Sequence[str], remedy: str
 ) -> list[Finding]:
     """Return a warning for each odd row of (N, K) `values`, or one for the dataset if so many are odd that it is mixed."""
-    rows = _odd_rows(values, floor)
+    rows = odd_rows(values, floor)
     if len(rows) <= max(3, MIXED * len(entries)):
         return [Finding("warning", entries[row].case.id, f"odd-{kind}", f"{texts[row]} {remedy}") for row in rows]
     message = f"The {kind} of {len(rows)} in {len(entries)} cases is far from the others': the dataset is mixed."
@@ -324,13 +324,13 @@ def _odd_ones_out(
     return [Finding("warning", "", f"mixed-{kind}", f"{message} For example, {texts[rows[0]]} {advice}")]
 
 
-def _odd_rows(values: npt.NDArray[np.float64], floor: float) -> list[int]:
-    """Return the rows of (N, K) `values` with a robust z-score beyond `ODD` in any column.
+def odd_rows(values: npt.NDArray[np.float64], floor: float, least: int = ODD_NEEDS) -> list[int]:
+    """Return the rows of (N, K) `values` with a robust z-score beyond `ODD` in any column; none of fewer than `least` rows.
 
     The modified z-score of Iglewicz and Hoaglin (1993), |x - median| / (1.4826 MAD). `floor` is the least spread that is
     believed: where most cases agree exactly, MAD is 0 and the slightest deviation would be infinitely odd.
     """
-    if len(values) < ODD_NEEDS:
+    if len(values) < least:
         return []
     away = np.abs(values - np.median(values, axis=0))
     spread = np.maximum(1.4826 * np.median(away, axis=0), floor)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
+from rich.console import Console
 from rich.progress import track
 
 from medseg_se.data.datalist import Case
@@ -21,6 +22,7 @@ def for_every_case(
     progress: bool = True,
     workers: int | None = None,
     advice: str = "",
+    doing: str = "preparing scans",
 ) -> list[T]:
     """Return what `prepare` makes of every case, in order; several are prepared at a time.
 
@@ -30,6 +32,7 @@ def for_every_case(
         progress: Whether to show a progress bar.
         workers: Cases prepared at the same time.
         advice: What to do where cases cannot be used.
+        doing: What the progress bar, on a terminal, says is done.
 
     Raises:
         DataError: Cases cannot be used; says how many, and what ails the first.
@@ -38,7 +41,9 @@ def for_every_case(
     broken: dict[int, str] = {}
     pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
     jobs = {pool.submit(prepare, case): place for place, case in enumerate(cases)}
-    done = track(as_completed(jobs), description="preparing scans", total=len(jobs), disable=not progress, transient=True)
+    console = Console(stderr=True)
+    hidden = not progress or not console.is_terminal
+    done = track(as_completed(jobs), doing, len(jobs), disable=hidden, transient=True, console=console)
     try:
         for job in done:
             try:
