@@ -62,6 +62,8 @@ class Collection:
         items: The cases.
         left_out: What cannot become a case → why. It is reported, and the exit code says so.
         notes: What a person should know of the whole; it is reported.
+        tables: Name → text of files that are written beside dataset.json.
+        private: Whether names of source files may tell who a person is, so that none may be written.
     """
 
     name: str
@@ -70,3 +72,5 @@ class Collection:
     items: Sequence[Item]
     left_out: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    tables: Mapping[str, str] = field(default_factory=dict)
+    private: bool = False

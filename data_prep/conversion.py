@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from medseg_se.data.pictures import NO_STRUCTURES, read_picture
 from medseg_se.errors import DataError, UsageError, describe_os_error
-from medseg_se.files import atomic_write, write_json
+from medseg_se.files import atomic_write, write_json, write_text
 from medseg_se.volumes import Volume, write_volume
 
 from .collection import Collection, Item, Scan
@@ -83,13 +83,15 @@ def convert(
     if workers is not None and workers < 1:
         raise UsageError(f"Expected `workers` to be at least 1, but got {workers}.")
     _check(collection, output)
+    if steps != Steps() and any(item.read is None for item in collection.items):
+        raise UsageError("Pictures are copied as they are; leave out the options that change scans.")
     if dry_run:
         return _list(collection)
     known = _known(output)
     keys = {item.id: _key(item, collection, steps, options) for item in collection.items}
     ready = {item.id: known[item.id] for item in collection.items if _is_done(known.get(item.id), keys[item.id], output)}
     waiting = [item for item in collection.items if item.id not in ready]
-    (output / "dataset.json").unlink(missing_ok=True)  # until everything that it lists is there
+    _open(output)
     made = dict(_convert_all(waiting, keys, collection, output, steps, workers))
     records = {item.id: ready.get(item.id) or made[item.id] for item in collection.items}
     done = [item for item in collection.items if not records[item.id].why]
@@ -103,6 +105,9 @@ def convert(
         "notes": list(collection.notes),
         "cases": {name: asdict(record) for name, record in records.items()},
     }
+    for name, record in records.items():
+        if not record.why and name in known:  # of a case that went from training to testing or back, one copy stays
+            _remove(output, known[name].written.keys() - record.written.keys())
     write_json(output / SUMMARY, summary)
     (output / LOG).unlink(missing_ok=True)
     if not done:
@@ -111,6 +116,8 @@ def convert(
             f"None of the {summary['found']} cases can be used, the first, {first[0]}, because: {first[1]} "
             f"All reasons stand in {output / SUMMARY}."
         )
+    for name, text in collection.tables.items():
+        write_text(output / name, text)
     write_json(output / "dataset.json", _description(collection, done, records))
     _report(collection, output, records, len(done) - sum(not record.why for record in made.values()), left_out)
     return 1 if left_out else 0
@@ -159,14 +166,32 @@ def _known(output: Path) -> dict[str, Record]:
         for line in (output / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 name, record = json.loads(line)
-            except ValueError:
+            except (TypeError, ValueError):
                 continue  # the line at which a run was killed
             found[name] = record
-    return {name: Record(**{**record, "notes": tuple(record["notes"])}) for name, record in found.items()}
+    records: dict[str, Record] = {}
+    for name, record in found.items():
+        with suppress(AttributeError, KeyError, TypeError):  # not ours either
+            records[name] = Record(**{**record, "notes": tuple(record["notes"]), "written": dict(record["written"])})
+    return records
+
+
+def _open(output: Path) -> None:
+    """Make the folder, and take away the list until everything in it is there."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "dataset.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise describe_os_error(output, error) from error
+
+
+def _remove(output: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (output / name).unlink(missing_ok=True)
 
 
 def _key(item: Item, collection: Collection, steps: Steps, options: Mapping[str, Any]) -> str:
-    facts = [[str(path), *_stamp(path)] for path in item.files]
+    facts = [[str(path), *_stamp(path)] for path in (*item.files, *steps.files(item.id))]
     meaning = collection.structures.to_dict() if collection.structures else None
     content = json.dumps([FORMAT, facts, collection.channels, meaning, asdict(steps), options, item.test], default=str)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
@@ -197,13 +222,20 @@ def _convert_all(
     steps: Steps,
     workers: int | None,
 ) -> Iterator[tuple[str, Record]]:
+    console = Console(stderr=True)
     counted = (MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
     try:
-        output.mkdir(parents=True, exist_ok=True)
         with (
             (output / LOG).open("a", encoding="utf-8") as log,
-            Progress(TextColumn("converting"), BarColumn(), *counted, transient=True) as bar,
+            Progress(
+                TextColumn("converting"),
+                BarColumn(),
+                *counted,
+                transient=True,
+                console=console,
+                disable=not console.is_terminal,
+            ) as bar,
         ):
             log.write("\n")  # after a line at which a run was killed
             task = bar.add_task("", total=len(items))
@@ -225,13 +257,14 @@ def _convert_all(
 def _convert_one(item: Item, key: str, collection: Collection, output: Path, steps: Steps) -> Record:
     missing = [path for path in item.files if not path.is_file()]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        return Record(key, why=f"{missing[0]} is missing{more}. Restore it and run the same command again.")
+        first = "One of its files" if collection.private else str(missing[0])
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return Record(key, why=f"{first} is missing{more}. Restore it and run the same command again.")
     part = "Ts" if item.test else "Tr"
     try:
         if item.read is None:
             return _copy_picture(item, key, output, part)
-        scan = steps(_checked(item.read(), collection, item))
+        scan = steps(_checked(item.read(), collection, item), item.id)
         return _write(item, key, scan, output, part)
     except DataError as error:
         return Record(key, why=str(error))

@@ -19,11 +19,12 @@ def find(source: Path) -> Collection:
         source: Folder or file of the dataset.
     """
     datalist = read_datalist(source)
-    items = [_item(case, test) for test, cases in ((False, datalist.training), (True, datalist.test)) for case in cases]
+    items = [case_item(case, test) for test, cases in ((False, datalist.training), (True, datalist.test)) for case in cases]
     return Collection(datalist.name, datalist.channels, datalist.structures, items)
 
 
-def _item(case: Case, test: bool) -> Item:
+def case_item(case: Case, test: bool) -> Item:
+    """Return a case of a datalist as one to convert."""
     files = case.files()
     return Item(case.id, files, partial(_read, case), case.group, case.fold, test, case.attributes)
 

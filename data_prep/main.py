@@ -79,7 +79,10 @@ def _convert(name: str, find: Callable[..., Collection], arguments: Sequence[str
     source = Path(given["source"])
     if not source.exists():
         raise DataError(f"No such file or folder: {source}.")
-    return convert(find(source, **own), Path(given["output"]), Steps(**steps), {"converter": name, **own}, **how)
+    output = Path(given["output"])
+    if source.resolve() in (output.resolve(), *output.resolve().parents):
+        raise UsageError(f"Expected an output folder outside of {source}, or a rerun would find its own results in it.")
+    return convert(find(source, **own), output, Steps(**steps), {"converter": name, **own}, **how)
 
 
 def _overview() -> str:
