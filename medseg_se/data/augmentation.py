@@ -1,8 +1,11 @@
-"""Random changes to training patches: parameters are drawn from a seeded generator first, applied afterwards.
+"""Random changes to training patches: what they may be, and what is drawn for one patch from a seeded generator.
+
+Drawing is apart from applying, so that the same change can be applied by a worker process or on a GPU.
 
 Spatial changes are drawn in millimetres, so that an anisotropic grid is rotated and scaled as the body would be, and are
-applied while the patch is cut from the scan (see `sampling`): no corner is ever filled although the scan continues there.
-Intensity changes follow nnU-Net's list (Isensee et al., 2021, https://doi.org/10.1038/s41592-020-01008-z, supplement 4).
+applied while the patch is cut from the scan (see `cutting`): no corner is ever filled although the scan continues there.
+Intensity changes follow nnU-Net's list (Isensee et al., 2021, https://doi.org/10.1038/s41592-020-01008-z, supplement 4) and
+are applied by `intensity_changes`.
 """
 
 from __future__ import annotations
@@ -13,14 +16,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from medseg_se.errors import UsageError
 
 Array = npt.NDArray[Any]
 MIRRORS = {"left-right": "LR", "anterior-posterior": "AP", "inferior-superior": "IS"}
+PROBABILITIES = {
+    "noise": 0.1,
+    "blur": 0.2,
+    "brightness": 0.15,
+    "contrast": 0.15,
+    "low_resolution": 0.25,
+    "inverted_gamma": 0.1,
+    "gamma": 0.3,
+}
+"""How often nnU-Net makes each change, as share of the patches."""
+CHANNEL_PROBABILITY = 0.5
+"""The share of its channels that nnU-Net blurs or coarsens in a patch that it blurs or coarsens."""
+INVERTED = 0.25
+"""The share of gamma changes that bend the bright end, where all changes are equally frequent."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,8 @@ class Augmentation:
         contrast: Largest relative change of the distance from the mean.
         gamma: Largest relative change of the exponent.
         low_resolution: Largest factor by which a patch is coarsened and brought back.
-        intensity_probability: Share of the patches to which each intensity change is applied.
+        intensity_probability: Share of the patches to which each intensity change is applied; None takes nnU-Net's own
+            shares, see `PROBABILITIES`, and its habit to blur and coarsen each channel or leave it with equal chances.
     """
 
     rotation: float = 15.0
@@ -54,12 +69,13 @@ class Augmentation:
     contrast: float = 0.25
     gamma: float = 0.3
     low_resolution: float = 2.0
-    intensity_probability: float = 0.15
+    intensity_probability: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("spatial_probability", "intensity_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"Expected `{name}` between 0 and 1, but got {getattr(self, name)}.")
+            probability = getattr(self, name)
+            if probability is not None and not 0 <= probability <= 1:
+                raise UsageError(f"Expected `{name}` between 0 and 1, but got {probability}.")
         for name in ("rotation", "scaling", "elastic", "noise", "blur", "brightness", "contrast", "gamma"):
             if getattr(self, name) < 0:
                 raise UsageError(f"Expected `{name}` to be at least 0, but got {getattr(self, name)}.")
@@ -81,7 +97,7 @@ class SpatialChange:
 
     Attributes:
         matrix: (3, 3), from patch offsets in mm to scan offsets in mm; None if the patch is cut straight.
-        warp: (3, 4, 4, 4) displacement in mm at control points spread over the patch; None if there is none.
+        warp: (3, a, b, c) displacement in mm at control points spread over the patch; None if there is none.
         mirrored: The axes of the patch that are flipped.
     """
 
@@ -133,90 +149,60 @@ def _rotation(angles: Array) -> Array:
 
 @dataclass(frozen=True)
 class IntensityChange:
-    """How the intensities of a patch change; None leaves them.
+    """How the intensities of a patch change; None leaves them. Each channel has its own numbers.
 
     Attributes:
-        noise: Standard deviation and the seed of the noise.
-        blur: Standard deviation in voxels.
+        noise: Standard deviation, of all channels, and the seed of the noise.
+        blur: Standard deviation in voxels; 0 leaves the channel.
         brightness: Factor on the intensity.
-        contrast: Factor on the distance from the patch's mean.
-        gamma: Exponent on the intensity scaled to [0, 1], and whether dark and bright are exchanged first.
-        low_resolution: Factor by which the patch is coarsened.
+        contrast: Factor on the distance from the channel's mean.
+        low_resolution: Factor by which the channel is coarsened; 1 leaves it.
+        inverted_gamma: Exponent on the distance from the highest intensity, scaled to [0, 1].
+        gamma: Exponent on the distance from the lowest.
     """
 
     noise: tuple[float, int] | None = None
-    blur: float | None = None
-    brightness: float | None = None
-    contrast: float | None = None
-    gamma: tuple[float, bool] | None = None
-    low_resolution: float | None = None
+    blur: tuple[float, ...] | None = None
+    brightness: tuple[float, ...] | None = None
+    contrast: tuple[float, ...] | None = None
+    low_resolution: tuple[float, ...] | None = None
+    inverted_gamma: tuple[float, ...] | None = None
+    gamma: tuple[float, ...] | None = None
 
 
-def draw_intensity(augmentation: Augmentation, rng: np.random.Generator) -> IntensityChange:
-    """Draw the intensity change of one patch."""
+def draw_intensity(augmentation: Augmentation, rng: np.random.Generator, channels: int) -> IntensityChange:
+    """Draw the intensity change of one patch.
 
-    def chosen() -> bool:
-        return bool(rng.random() < augmentation.intensity_probability)
+    Args:
+        augmentation: Strengths.
+        rng: Source of randomness.
+        channels: Channels of the patch.
+    """
+    a, same = augmentation, augmentation.intensity_probability
 
-    def factor(strength: float) -> float:
+    def chosen(name: str) -> bool:
+        return bool(rng.random() < (PROBABILITIES[name] if same is None else same))
+
+    def each(low: float, high: float) -> tuple[float, ...]:
+        return tuple(rng.uniform(low, high, size=channels).tolist())
+
+    def some(values: tuple[float, ...], unchanged: float) -> tuple[float, ...]:
+        if same is not None:
+            return values
+        return tuple(value if rng.random() < CHANNEL_PROBABILITY else unchanged for value in values)
+
+    def factors(strength: float) -> tuple[float, ...]:
         limit = math.log1p(strength)
-        return math.exp(rng.uniform(-limit, limit))
+        return tuple(math.exp(value) for value in each(-limit, limit))
 
-    a = augmentation
-    return IntensityChange(
-        noise=(rng.uniform(0, a.noise), int(rng.integers(2**31))) if chosen() and a.noise else None,
-        blur=rng.uniform(min(0.3, a.blur), a.blur) if chosen() and a.blur else None,
-        brightness=factor(a.brightness) if chosen() and a.brightness else None,
-        contrast=factor(a.contrast) if chosen() and a.contrast else None,
-        gamma=(factor(a.gamma), bool(rng.random() < 0.25)) if chosen() and a.gamma else None,
-        low_resolution=rng.uniform(1, a.low_resolution) if chosen() and a.low_resolution else None,
-    )
-
-
-def apply_intensity(patch: Tensor, change: IntensityChange) -> Tensor:
-    """Apply `change` to a patch (C, I, J, K); an axis of one voxel is left alone."""
-    if change.blur is not None:
-        patch = _blurred(patch, change.blur)
-    if change.noise is not None:
-        deviation, seed = change.noise
-        patch = patch + deviation * torch.randn(patch.shape, generator=torch.Generator().manual_seed(seed))
-    if change.brightness is not None:
-        patch = patch * change.brightness
-    if change.contrast is not None:
-        mean = patch.mean(dim=(1, 2, 3), keepdim=True)
-        patch = (patch - mean) * change.contrast + mean
-    if change.low_resolution is not None:
-        coarse = [max(1, round(size / change.low_resolution)) for size in patch.shape[1:]]
-        small = F.interpolate(patch[None], size=coarse, mode="nearest-exact")
-        patch = F.interpolate(small, size=patch.shape[1:], mode="trilinear")[0]
-    if change.gamma is not None:
-        patch = _gamma(patch, *change.gamma)
-    return patch
-
-
-def _gamma(patch: Tensor, exponent: float, inverted: bool) -> Tensor:
-    """Bend the intensities; mean and standard deviation of each channel stay."""
-    low = patch.amin(dim=(1, 2, 3), keepdim=True)
-    extent = (patch.amax(dim=(1, 2, 3), keepdim=True) - low).clamp(min=1e-7)
-    unit = (patch - low) / extent
-    unit = 1 - (1 - unit) ** exponent if inverted else unit**exponent
-    mean, deviation = patch.mean(dim=(1, 2, 3), keepdim=True), patch.std(dim=(1, 2, 3), keepdim=True)
-    bent_mean, bent_deviation = unit.mean(dim=(1, 2, 3), keepdim=True), unit.std(dim=(1, 2, 3), keepdim=True)
-    return (unit - bent_mean) / bent_deviation.clamp(min=1e-7) * deviation + mean
-
-
-def _blurred(patch: Tensor, deviation: float) -> Tensor:
-    radius = max(1, math.ceil(3 * deviation))
-    places = torch.arange(-radius, radius + 1, dtype=patch.dtype)
-    kernel = torch.exp(-0.5 * (places / deviation) ** 2)
-    kernel = kernel / kernel.sum()
-    channels = patch.shape[0]
-    for axis in range(3):
-        if patch.shape[axis + 1] == 1:
-            continue
-        size, padding = [1, 1, 1], [0, 0, 0, 0, 0, 0]
-        size[axis] = 2 * radius + 1
-        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = radius
-        weight = kernel.reshape(1, 1, *size).expand(channels, 1, *size)
-        patch = F.conv3d(F.pad(patch[None], padding, mode="replicate"), weight, groups=channels)[0]
-    return patch
+    noise = (rng.uniform(0, a.noise), int(rng.integers(2**31))) if chosen("noise") and a.noise else None
+    blur = some(each(min(0.3, a.blur), a.blur), 0.0) if chosen("blur") and a.blur else None
+    brightness = factors(a.brightness) if chosen("brightness") and a.brightness else None
+    contrast = factors(a.contrast) if chosen("contrast") and a.contrast else None
+    coarser = some(each(1, a.low_resolution), 1.0) if chosen("low_resolution") and a.low_resolution else None
+    bent = chosen("gamma")
+    inverted = chosen("inverted_gamma") if same is None else bent and bool(rng.random() < INVERTED)
+    bent = bent and (same is None or not inverted)
+    inverted_gamma = factors(a.gamma) if inverted and a.gamma else None
+    gamma = factors(a.gamma) if bent and a.gamma else None
+    return IntensityChange(noise, blur, brightness, contrast, coarser, inverted_gamma, gamma)

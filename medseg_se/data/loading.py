@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from medseg_se.data.sampling import EpochSampler
-from medseg_se.errors import UsageError
+from medseg_se.data.sampling import EpochSampler, Sample
+from medseg_se.data.store import StoredCase
+from medseg_se.errors import UsageError, unknown_name
+from medseg_se.structures import Structures
 
 SliceAxis = Literal["sagittal", "coronal", "axial"]
 _LETTERS = {"sagittal": "LR", "coronal": "AP", "axial": "IS"}
@@ -42,6 +48,45 @@ def checked_spacing(spacing: Sequence[float] | None) -> tuple[float, float, floa
     return float(spacing[0]), float(spacing[1]), float(spacing[2])
 
 
+def structure_weights(given: Mapping[str, float] | None, structures: Structures) -> tuple[float, ...]:
+    """Return the weight of every structure; 1 where none is given.
+
+    Raises:
+        UsageError: There is no such structure, a weight is below 0, or all are 0.
+    """
+    weights = dict.fromkeys(structures.names, 1.0)
+    for name, weight in (given or {}).items():
+        if name not in weights:
+            raise unknown_name("structure in `sampling_weights`", name, structures.names)
+        if not 0 <= weight < math.inf:
+            raise UsageError(f"Expected weights of at least 0 in `sampling_weights`, but got {weight} for {name!r}.")
+        weights[name] = float(weight)
+    if not any(weights.values()):
+        raise UsageError("Expected `sampling_weights` to leave a structure around which patches are drawn, but all are 0.")
+    return tuple(weights.values())
+
+
+def patch_shape(patch_size: Sequence[int], flat_axis: int | None) -> tuple[int, int, int]:
+    """Return the voxels (I, J, K) of a patch, 1 along the axis across a slice.
+
+    Raises:
+        UsageError: Not as many positive numbers are given as the network has dimensions.
+    """
+    wanted = 3 if flat_axis is None else 2
+    if len(patch_size) != wanted or min(patch_size) < 1:
+        what = "three positive numbers" if wanted == 3 else "two positive numbers for a 2D network"
+        raise UsageError(f"Expected `patch_size` to be {what}, but got {list(patch_size)}.")
+    sizes = list(patch_size)
+    if flat_axis is not None:
+        sizes.insert(flat_axis, 1)
+    return sizes[0], sizes[1], sizes[2]
+
+
+def by_channel(given: Any) -> Any:
+    """Return what is given once, or once for each channel, with tuples in place of the lists of a YAML file."""
+    return tuple(by_channel(part) for part in given) if isinstance(given, (list, tuple)) else given
+
+
 def epoch_sampler(trainer: pl.Trainer | None, batch_size: int, batches_per_epoch: int) -> EpochSampler:
     """Return a sampler that begins where the run stands, so that a resumed one sees no sample twice and skips none.
 
@@ -67,3 +112,28 @@ def worker_count(wanted: int | None) -> int:
     if wanted is not None:
         return wanted
     return min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+
+
+class WholeScans(Dataset[Sample]):
+    """Whole prepared scans with their labels.
+
+    Args:
+        cases: The stored cases.
+    """
+
+    def __init__(self, cases: Sequence[StoredCase]) -> None:
+        self.cases = cases
+
+    def __len__(self) -> int:
+        """Return the number of scans."""
+        return len(self.cases)
+
+    def __getitem__(self, place: int) -> Sample:
+        """Return "image" float32 (C, I, J, K), "labels" int64 (I, J, K) and "lowest" (C,)."""
+        case = self.cases[place]
+        image, labels = case.read([slice(0, length) for length in case.shape])
+        return {
+            "image": torch.from_numpy(image),
+            "labels": torch.from_numpy(labels.astype(np.int64)),
+            "lowest": Tensor(case.lowest),
+        }

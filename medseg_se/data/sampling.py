@@ -1,23 +1,34 @@
-"""Cutting training patches from stored cases: which case, where, and how it is turned, all from the number of the sample.
+"""Choosing training patches: which case, where, and how it is changed, all from the number of the sample.
 
 Sample n is the same whatever the number of workers and whenever the run was interrupted: its randomness comes from
-(seed, n) alone.
+(seed, n) alone, and the arithmetic runs on one thread, for sums and powers differ in their last digits with the number of
+threads. First everything random is drawn (`Draw`), then what the patch touches is read (`RawSample`), then it is changed: by
+the process that read it, or later on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from medseg_se.data.augmentation import Augmentation, SpatialChange, apply_intensity, draw_intensity, draw_spatial
+from medseg_se.data.augmentation import (
+    NO_AUGMENTATION,
+    Augmentation,
+    IntensityChange,
+    SpatialChange,
+    draw_intensity,
+    draw_spatial,
+)
+from medseg_se.data.cutting import RawPatch, read_patch
+from medseg_se.data.intensity_changes import apply_intensity
 from medseg_se.data.store import StoredCase
 from medseg_se.structures import Structures
 
@@ -32,10 +43,11 @@ class PatchSettings:
     Attributes:
         size: Voxels (I, J, K) of a patch; 1 along the axis across a slice.
         orientation: Where the axes of the prepared scans point.
-        foreground: Share of the patches drawn around a voxel of a structure, at most a quarter of the patch off its centre;
-            each structure is equally likely.
+        foreground: Share of the patches drawn around a voxel of a structure, at most a quarter of the patch off its centre.
         flat_axis: The axis across the slice for 2D networks, which is left out of the result.
         seed: Seed of the whole run.
+        weights: For each structure from index 1, how often patches are drawn around it relative to the others that the case
+            has; none for equally often.
     """
 
     size: tuple[int, int, int]
@@ -43,6 +55,61 @@ class PatchSettings:
     foreground: float
     flat_axis: int | None
     seed: int
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Everything random about a sample.
+
+    Attributes:
+        case: Place of the case.
+        centre: The voxel (I, J, K) of the scan at the centre of the patch.
+        spatial: How the patch lies in the scan.
+        intensity: How its intensities change.
+    """
+
+    case: int
+    centre: Array
+    spatial: SpatialChange
+    intensity: IntensityChange
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A sample as it was read, with what remains to be done to it.
+
+    Attributes:
+        patch: What was read.
+        intensity: How its intensities change.
+        swapped: Table of structure indices where left and right change places; None where they stay.
+        flat_axis: The axis across the slice, which is left out; None for volumes.
+    """
+
+    patch: RawPatch
+    intensity: IntensityChange
+    swapped: Tensor | None
+    flat_axis: int | None
+
+    def finished(self) -> Sample:
+        """Return "image" float32 (C, *size) and "labels" int64 (*size), made on the device where the patch lies."""
+        image, labels = self.patch.cut()
+        if self.swapped is not None:
+            known = self.swapped.index_select(0, labels.clamp(min=0).int().view(-1)).view(labels.shape)
+            labels = torch.where(labels < 0, labels, known)
+        image = apply_intensity(image, self.intensity)
+        if self.flat_axis is not None:
+            image, labels = image.squeeze(self.flat_axis + 1), labels.squeeze(self.flat_axis)
+        return {"image": image.contiguous(), "labels": labels.long()}
+
+    def to(self, device: torch.device) -> RawSample:
+        """Return the same on another device."""
+        swapped = None if self.swapped is None else self.swapped.to(device)
+        return replace(self, patch=self.patch.to(device), swapped=swapped)
+
+    def pin_memory(self) -> RawSample:
+        """Return the same in memory from which a GPU reads faster."""
+        return replace(self, patch=self.patch.pin_memory())
 
 
 class PatchDataset(Dataset[Sample]):
@@ -58,9 +125,9 @@ class PatchDataset(Dataset[Sample]):
     def __init__(
         self, cases: Sequence[StoredCase], settings: PatchSettings, augmentation: Augmentation | None, structures: Structures
     ) -> None:
-        self.cases, self.settings, self.augmentation = list(cases), settings, augmentation
-        self.mirrored_labels = torch.from_numpy(structures.mirrored().astype(np.int64))
-        self.positions = [case.positions() for case in self.cases]
+        self.cases, self.settings, self.augmentation = list(cases), settings, augmentation or NO_AUGMENTATION
+        self.swapped = torch.from_numpy(structures.mirrored())
+        self.weights = np.array(settings.weights or [1.0] * len(structures.names))
         self.left_right = next(axis for axis, letter in enumerate(settings.orientation) if letter in "LR")
 
     def __len__(self) -> int:
@@ -69,103 +136,68 @@ class PatchDataset(Dataset[Sample]):
 
     def __getitem__(self, number: int) -> Sample:
         """Return sample `number`: "image" float32 (C, *size) and "labels" int64 (*size)."""
+        with one_thread():
+            return self.read(self.draw(number)).finished()
+
+    def draw(self, number: int) -> Draw:
+        """Draw everything random about sample `number`."""
+        settings = self.settings
         turn, place = divmod(number, len(self.cases))
-        order = np.random.default_rng((self.settings.seed, 1, turn)).permutation(len(self.cases))
+        order = np.random.default_rng((settings.seed, 1, turn)).permutation(len(self.cases))
         chosen = int(order[place])
-        case, settings = self.cases[chosen], self.settings
         rng = np.random.default_rng((settings.seed, 2, number))
-        centre = self._centre(rng, chosen, case.labels().shape)
-        if self.augmentation is None:
-            patch, truth = cut_straight(case, centre, settings.size)
-        else:
-            change = draw_spatial(self.augmentation, rng, settings.orientation, settings.flat_axis)
-            patch, truth = cut(case, centre, settings.size, change)
-            if self.left_right in change.mirrored:
-                truth = torch.where(truth < 0, truth, self.mirrored_labels[truth.clamp(min=0)])
-            patch = apply_intensity(patch, draw_intensity(self.augmentation, rng))
-        if settings.flat_axis is not None:
-            patch, truth = patch.squeeze(settings.flat_axis + 1), truth.squeeze(settings.flat_axis)
-        return {"image": patch.contiguous(), "labels": truth.contiguous()}
+        centre = self._centre(rng, self.cases[chosen])
+        spatial = draw_spatial(self.augmentation, rng, settings.orientation, settings.flat_axis)
+        return Draw(chosen, centre, spatial, draw_intensity(self.augmentation, rng, self.cases[chosen].channels))
 
-    def _centre(self, rng: np.random.Generator, chosen: int, shape: Sequence[int]) -> Array:
+    def read(self, draw: Draw) -> RawSample:
+        """Read what the drawn patch touches."""
+        patch = read_patch(self.cases[draw.case], draw.centre, self.settings.size, draw.spatial)
+        swapped = self.swapped if self.left_right in draw.spatial.mirrored else None
+        return RawSample(patch, draw.intensity, swapped, self.settings.flat_axis)
+
+    def _centre(self, rng: np.random.Generator, case: StoredCase) -> Array:
         """Draw the voxel at the centre of the patch; patches stay inside the scan where it is large enough."""
-        positions = self.positions[chosen]
-        size = np.array(self.settings.size)
-        forced = rng.random() < self.settings.foreground
-        if forced and positions:
-            places = positions[sorted(positions)[rng.integers(len(positions))]]
-            jitter = rng.integers(-(size // 4), size // 4 + 1)
-            centre = places[rng.integers(len(places))] + jitter
+        size, shape = np.array(self.settings.size), np.array(case.shape)
+        present = [index for index in case.present() if self.weights[index - 1] > 0]
+        if rng.random() < self.settings.foreground and present:
+            reached = np.cumsum([self.weights[index - 1] for index in present])
+            places = case.positions(present[int(np.searchsorted(reached, rng.random() * reached[-1], side="right"))])
+            centre = places[rng.integers(len(places))] + rng.integers(-(size // 4), size // 4 + 1)
         else:
-            centre = rng.integers(0, np.array(shape))
-        low, high = size // 2, np.array(shape) - (size - size // 2)
-        return np.where(low <= high, np.clip(centre, low, np.maximum(low, high)), np.array(shape) // 2)
+            centre = rng.integers(0, shape)
+        low, high = size // 2, shape - (size - size // 2)
+        return np.where(low <= high, np.clip(centre, low, np.maximum(low, high)), shape // 2)
 
 
-def cut_straight(case: StoredCase, centre: Array, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Cut a patch of `size` whose voxel `size // 2` is `centre`; beyond the scan: lowest intensity, background."""
-    image, labels = case.image(), case.labels()
-    start = centre - np.array(size) // 2
-    inside = [slice(max(0, s), max(0, min(n, s + p))) for s, p, n in zip(start, size, labels.shape, strict=True)]
-    patch = torch.from_numpy(np.array(image[(slice(None), *inside)]))
-    truth = torch.from_numpy(np.array(labels[tuple(inside)])).long()
-    before = [part.start - s for part, s in zip(inside, start, strict=True)]
-    after = [p - b - (part.stop - part.start) for part, p, b in zip(inside, size, before, strict=True)]
-    margins = [int(m) for pair in zip(reversed(before), reversed(after), strict=True) for m in pair]
-    if any(margins):
-        patch = torch.stack([F.pad(channel, margins, value=low) for channel, low in zip(patch, case.lowest, strict=True)])
-        truth = F.pad(truth, margins, value=0)
-    return patch, truth
+class RawPatches(Dataset[RawSample]):
+    """The samples of a `PatchDataset` as they are read, to be changed on the network's device.
 
-
-def cut(case: StoredCase, centre: Array, size: Sequence[int], change: SpatialChange) -> tuple[Tensor, Tensor]:
-    """Cut a patch as `cut_straight` does, turned, scaled, warped and mirrored by `change`.
-
-    Intensities are interpolated linearly, labels taken from the nearest voxel. Only the part of the scan that the patch
-    touches is read.
+    Args:
+        patches: The patches.
     """
-    if change.matrix is None:
-        patch, truth = cut_straight(case, centre, size)
-    else:
-        places = _places(centre, size, np.array(case.spacing), change.matrix, change.warp)
-        patch, truth = _sample(case.image(), case.labels(), places, case.lowest)
-    if change.mirrored:
-        patch = patch.flip([axis + 1 for axis in change.mirrored])
-        truth = truth.flip(list(change.mirrored))
-    return patch, truth
+
+    def __init__(self, patches: PatchDataset) -> None:
+        self.patches = patches
+
+    def __len__(self) -> int:
+        """Return the number of cases; sample numbers go on beyond it."""
+        return len(self.patches)
+
+    def __getitem__(self, number: int) -> RawSample:
+        """Return sample `number`, with what remains to be done to it."""
+        return self.patches.read(self.patches.draw(number))
 
 
-def _places(centre: Array, size: Sequence[int], spacing: Array, matrix: Array, warp: Array | None) -> Tensor:
-    """Return the voxel coordinates (*size, 3) in the scan that the patch samples; `spacing` and `warp` are in mm."""
-    to_voxels = (matrix * spacing) / spacing[:, None]  # patch voxels -> mm -> turned mm -> scan voxels
-    places = torch.zeros(*size, 3)
-    for axis, length in enumerate(size):
-        offsets = torch.arange(length, dtype=torch.float32) - length // 2
-        column = torch.from_numpy(to_voxels[:, axis].astype(np.float32))
-        places += offsets.reshape([-1 if a == axis else 1 for a in range(3)])[..., None] * column
-    if warp is not None:
-        points = torch.from_numpy(warp.astype(np.float32))[None]
-        displacement = F.interpolate(points, size=tuple(size), mode="trilinear", align_corners=True)[0]
-        places += displacement.movedim(0, -1) / torch.from_numpy(spacing.astype(np.float32))
-    return places + torch.from_numpy(centre.astype(np.float32))
-
-
-def _sample(image: Array, labels: Array, places: Tensor, lowest: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Read the box of the scan that `places` (*size, 3) touch and interpolate in it."""
-    flat = places.reshape(-1, 3)
-    shape = np.array(labels.shape)
-    start = np.clip(np.floor(flat.amin(0).numpy()).astype(int) - 1, 0, shape - 1)
-    stop = np.clip(np.ceil(flat.amax(0).numpy()).astype(int) + 2, start + 1, shape)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-    base = torch.tensor(lowest).reshape(-1, 1, 1, 1)
-    source = torch.from_numpy(np.array(image[(slice(None), *box)])) - base
-    truth = torch.from_numpy(np.array(labels[box])).float()
-    extent = torch.tensor([b - a for a, b in zip(start, stop, strict=True)], dtype=torch.float32)
-    # grid_sample wants (x, y, z) = the axes from last to first, with -1 and 1 at the outer faces of the voxels.
-    grid = ((2 * (places - torch.from_numpy(start.astype(np.float32))) + 1) / extent - 1).flip(-1)[None]
-    patch = F.grid_sample(source[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0] + base
-    nearest = F.grid_sample(truth[None, None], grid, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
-    return patch, nearest.round().long()
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class EpochSampler(DistributedSampler[int]):

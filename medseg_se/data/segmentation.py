@@ -6,24 +6,35 @@ import logging
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from medseg_se.data.arrays import Storage, check_storage
 from medseg_se.data.augmentation import Augmentation
 from medseg_se.data.datalist import Case, read_datalist, read_structures
-from medseg_se.data.loading import SliceAxis, axis_across, checked_spacing, epoch_sampler, worker_count
-from medseg_se.data.preprocessing import Crop, ImageInterpolation, Intensity, Preprocessing
-from medseg_se.data.sampling import PatchDataset, PatchSettings, Sample
+from medseg_se.data.intensity import Intensity
+from medseg_se.data.loading import (
+    SliceAxis,
+    WholeScans,
+    axis_across,
+    by_channel,
+    checked_spacing,
+    epoch_sampler,
+    patch_shape,
+    structure_weights,
+    worker_count,
+)
+from medseg_se.data.preprocessing import Crop, ImageInterpolation, Preprocessing
+from medseg_se.data.sampling import PatchDataset, PatchSettings, RawPatches, RawSample, Sample
 from medseg_se.data.store import StoredCase, prepare_cases
 from medseg_se.errors import DataError, UsageError
 from medseg_se.volumes import read_labels
 
 log = logging.getLogger(__name__)
+Place = Literal["workers", "device"]
 
 
 class SegmentationData(pl.LightningDataModule):
@@ -40,14 +51,23 @@ class SegmentationData(pl.LightningDataModule):
         batch_size: Patches a batch.
         batches_per_epoch: Batches after which validation runs and a checkpoint is written.
         foreground: Share of the patches drawn around a voxel of a structure.
+        sampling_weights: Structure → how often patches are drawn around it, relative to the other structures of the case: 1
+            for those not named, so that all are equally likely where none is; 0 for never.
         store: Folder in which prepared cases are kept for the next run.
-        num_workers: Processes that cut patches beside the training; null takes none on a CPU and up to 8 with a GPU.
+        storage: How they are kept there: "npy", "blosc2" (compressed) or, by their size, "auto"; see `arrays.file_name`.
+        num_workers: Processes that cut patches beside the training; null takes none on a CPU, where they would take from the
+            network what they save it, and up to 8 with a GPU.
+        augment_on: What changes the patches: "workers", the processes that cut them; or "device", the network's own device, to
+            which they only pass what each patch touches and what was drawn for it. The same is drawn; on a GPU, noise comes
+            from the GPU's own generator.
         seed: Seed of sampling and augmentation.
-        orientation: See `Preprocessing`, as the next five.
+        orientation: See `Preprocessing`, as the next seven.
         spacing: In mm; null keeps each scan's own.
         crop: Whether the zero border is cut off.
-        intensity: How intensities are scaled.
-        window: For the intensity "window".
+        intensity: How intensities are scaled; one name, or one for each channel.
+        window: For the intensities "window" and "dataset"; one pair, or one for each channel.
+        mean: For the intensity "dataset"; one number, or one for each channel.
+        deviation: For the intensity "dataset"; one number, or one for each channel.
         interpolation: How scans are resampled.
         rotation: See `Augmentation`, as the following.
         scaling: Largest relative change of size.
@@ -60,7 +80,7 @@ class SegmentationData(pl.LightningDataModule):
         contrast: Largest relative change.
         gamma: Largest relative change of the exponent.
         low_resolution: Largest coarsening factor.
-        intensity_probability: Share of the patches to which each intensity change is applied.
+        intensity_probability: Share of the patches to which each intensity change is applied; null takes nnU-Net's shares.
         progress: Whether preparing shows a progress bar.
     """
 
@@ -78,14 +98,19 @@ class SegmentationData(pl.LightningDataModule):
         batch_size: int = 2,
         batches_per_epoch: int = 100,
         foreground: float = 0.5,
+        sampling_weights: dict[str, float] | None = None,
         store: str = "prepared",
+        storage: Storage = "auto",
         num_workers: int | None = None,
+        augment_on: Place = "workers",
         seed: int = 0,
         orientation: str = "RAS",
         spacing: list[float] | None = None,
         crop: Crop = "none",
-        intensity: Intensity = "zscore",
-        window: tuple[float, float] = (-1000.0, 1000.0),
+        intensity: Intensity | list[Intensity] = "zscore",
+        window: list[float] | list[list[float]] = [-1000.0, 1000.0],  # noqa: B006
+        mean: float | list[float] = 0.0,
+        deviation: float | list[float] = 1.0,
         interpolation: ImageInterpolation = "linear",
         rotation: float = 15.0,
         scaling: float = 0.2,
@@ -98,7 +123,7 @@ class SegmentationData(pl.LightningDataModule):
         contrast: float = 0.25,
         gamma: float = 0.3,
         low_resolution: float = 2.0,
-        intensity_probability: float = 0.15,
+        intensity_probability: float | None = None,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -107,12 +132,23 @@ class SegmentationData(pl.LightningDataModule):
         self.structures = self.datalist.structures
         self.num_classes, self.in_channels = self.structures.num_classes, len(self.datalist.channels)
         self.preprocessing = Preprocessing(
-            orientation.upper(), checked_spacing(spacing), crop, intensity, (window[0], window[1]), interpolation
+            orientation.upper(),
+            checked_spacing(spacing),
+            crop,
+            by_channel(intensity),
+            by_channel(window),
+            interpolation,
+            by_channel(mean),
+            by_channel(deviation),
         )
+        self.preprocessing.for_channels(self.in_channels)
+        check_storage(storage)
         strengths = {item.name: self.hparams[item.name] for item in fields(Augmentation)}
         self.augmentation = Augmentation(**{**strengths, "mirror": tuple(mirror)})
         if not 0 <= foreground <= 1:
             raise UsageError(f"Expected `foreground` between 0 and 1, but got {foreground}.")
+        if augment_on not in get_args(Place):
+            raise UsageError(f"Expected `augment_on` to be workers or device, but got {augment_on!r}.")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("batches_per_epoch", batches_per_epoch, 1),
@@ -125,13 +161,19 @@ class SegmentationData(pl.LightningDataModule):
         self.spatial_dims = 3 if slice_axis is None else 2
         self.patch_size = tuple(patch_size)
         self.settings = PatchSettings(
-            _patch_shape(patch_size, self.flat_axis), self.preprocessing.orientation, foreground, self.flat_axis, seed
+            patch_shape(patch_size, self.flat_axis),
+            self.preprocessing.orientation,
+            foreground,
+            self.flat_axis,
+            seed,
+            structure_weights(sampling_weights, self.structures),
         )
         if "left-right" in mirror and not self.structures.pairs():
             log.info("patches are mirrored left to right, and no structure has a left and a right: labels stay as they are")
         self.fold, self.folds, self.split_seed = fold, folds, split_seed
         self.batch_size, self.batches_per_epoch, self.num_workers = batch_size, batches_per_epoch, num_workers
-        self.store, self.seed, self.progress = Path(store), seed, progress
+        self.store, self.storage, self.augment_on = Path(store), storage, augment_on
+        self.seed, self.progress = seed, progress
         self.training: list[StoredCase] = []
         self.validation: list[StoredCase] = []
         self.test: list[StoredCase] = []
@@ -175,21 +217,28 @@ class SegmentationData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return augmented patches, `batches_per_epoch` batches an epoch."""
-        dataset = PatchDataset(self.training, self.settings, self.augmentation, self.structures)
+        patches = PatchDataset(self.training, self.settings, self.augmentation, self.structures)
+        on_device = self.augment_on == "device"
         workers = worker_count(self.num_workers)
+        dataset: Dataset[Any] = RawPatches(patches) if on_device else patches
         return DataLoader(
             dataset,
             self.batch_size,
+            collate_fn=list if on_device else None,
             sampler=epoch_sampler(self.trainer, self.batch_size, self.batches_per_epoch),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change the patches of a training batch, now that they lie on the network's device, if that was left to it."""
+        return _finished(batch) if isinstance(batch, list) else batch
+
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return one plain patch a validation case while fitting, whole scans for `validate`."""
         if self.trainer is not None and self.trainer.state.fn == "fit":
-            settings = replace(self.settings, foreground=1.0)
+            settings = replace(self.settings, foreground=1.0, weights=())
             dataset = PatchDataset(self.validation, settings, None, self.structures)
             return DataLoader(dataset, self.batch_size, sampler=range(len(dataset)), num_workers=0)
         return self.whole_scans()
@@ -203,7 +252,15 @@ class SegmentationData(pl.LightningDataModule):
         return DataLoader(WholeScans(self.validation), batch_size=1)
 
     def _prepare(self, cases: Sequence[Case]) -> list[StoredCase]:
-        return prepare_cases(cases, self.preprocessing, self.structures, self.store, self.in_channels, progress=self.progress)
+        return prepare_cases(
+            cases,
+            self.preprocessing,
+            self.structures,
+            self.store,
+            self.in_channels,
+            progress=self.progress,
+            storage=self.storage,
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return what inference must know, as plain data for the checkpoint."""
@@ -222,29 +279,6 @@ class SegmentationData(pl.LightningDataModule):
         }
 
 
-class WholeScans(Dataset[Sample]):
-    """Whole prepared scans with their labels."""
-
-    def __init__(self, cases: Sequence[StoredCase]) -> None:
-        self.cases = cases
-
-    def __len__(self) -> int:
-        """Return the number of scans."""
-        return len(self.cases)
-
-    def __getitem__(self, place: int) -> Sample:
-        """Return "image" float32 (C, I, J, K), "labels" int64 (I, J, K) and "lowest" (C,)."""
-        case = self.cases[place]
-        image, labels = np.array(case.image()), np.array(case.labels()).astype(np.int64)
-        return {"image": torch.from_numpy(image), "labels": torch.from_numpy(labels), "lowest": Tensor(case.lowest)}
-
-
-def _patch_shape(patch_size: Sequence[int], flat_axis: int | None) -> tuple[int, int, int]:
-    wanted = 3 if flat_axis is None else 2
-    if len(patch_size) != wanted or min(patch_size) < 1:
-        what = "three positive numbers" if wanted == 3 else "two positive numbers for a 2D network"
-        raise UsageError(f"Expected `patch_size` to be {what}, but got {list(patch_size)}.")
-    sizes = list(patch_size)
-    if flat_axis is not None:
-        sizes.insert(flat_axis, 1)
-    return sizes[0], sizes[1], sizes[2]
+def _finished(samples: Sequence[RawSample]) -> Sample:
+    done = [sample.finished() for sample in samples]
+    return {name: torch.stack([sample[name] for sample in done]) for name in done[0]}

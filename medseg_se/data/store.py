@@ -1,67 +1,105 @@
-"""The store: every case prepared once, kept as memory-mapped arrays that patches are cut from.
+"""The store: every case prepared once, kept as arrays in files that patches are cut from.
 
-An entry is a folder named by a digest of the input files' content, the preprocessing and the structures: change one of
-them and only what changed is made again. An entry is renamed into place when it is complete, so a killed run loses nothing.
+A case has two entries, one for its scan and one for its label map. An entry is a folder named by a digest of what its content
+follows from: the scan by the content of the image files and the preprocessing; the label map by the content of its own
+file, the meaning of its values, and of scan and preprocessing only what decides on the grid. Change one of them and only what
+follows from it is made again. An entry is renamed into place when it is complete, so a killed run loses nothing but what it
+was at work on; one that is no longer whole is made again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from medseg_se.data.arrays import Storage, check_storage, file_name, open_array
 from medseg_se.data.datalist import Case
+from medseg_se.data.entries import Content, Facts, entry, remove_leftovers
 from medseg_se.data.parallel import for_every_case
-from medseg_se.data.preprocessing import Preprocessing
+from medseg_se.data.positions import find_positions
+from medseg_se.data.preprocessing import Preprocessing, labels_on
 from medseg_se.data.scan import read_channels, read_truth
-from medseg_se.errors import DataError, describe_os_error
-from medseg_se.files import write_json
+from medseg_se.errors import DataError
 from medseg_se.structures import Structures
-from medseg_se.volumes import Volume
+from medseg_se.volumes import Volume, read_labels
 
 Array = npt.NDArray[Any]
-FORMAT = 1
-MOST_POSITIONS = 20_000  # voxel positions remembered per structure and case, enough for sampling
+FORMAT = 2
+POSITIONS = "positions.npy"
 
 
 @dataclass(frozen=True)
 class StoredCase:
-    """A prepared case on disk.
+    """A prepared case on disk. Small: nothing of its arrays is held in memory, and it goes into other processes as it is.
 
     Attributes:
         id: The case.
-        folder: Where its arrays lie.
-        digest: Digest of the content of its image files.
-        lowest: Lowest intensity per channel, which fills patches that reach beyond the scan.
+        digest: Digest of the content of its image files; of its label map, where that is all there is.
+        image_file: The prepared scan; None for a case of a label map alone.
+        labels_file: The prepared label map.
+        shape: Voxels (I, J, K) of the prepared arrays.
         spacing: Voxel spacing of the prepared arrays in mm.
+        lowest: Lowest intensity per channel, which fills patches that reach beyond the scan.
+        runs: Structure index, first and last + 1 of its rows in the table of positions.
     """
 
     id: str
-    folder: Path
     digest: str
-    lowest: tuple[float, ...]
+    image_file: Path | None
+    labels_file: Path
+    shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
+    lowest: tuple[float, ...]
+    runs: tuple[tuple[int, int, int], ...]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels; 0 for a case of a label map alone."""
+        return len(self.lowest)
 
     def image(self) -> Array:
-        """Return the prepared scan, float32 (C, I, J, K), memory-mapped."""
-        return np.load(self.folder / "image.npy", mmap_mode="r")  # type: ignore[no-any-return]
+        """Return the prepared scan, float32 (C, I, J, K), which is read where it is sliced.
+
+        Raises:
+            DataError: The file is gone, or there is none.
+        """
+        if self.image_file is None:
+            raise DataError(f"Case {self.id} is a label map alone and has no scan.")
+        return open_array(self.image_file, np.float32, (self.channels, *self.shape))
 
     def labels(self) -> Array:
-        """Return the structure indices, int16 (I, J, K), memory-mapped."""
-        return np.load(self.folder / "labels.npy", mmap_mode="r")  # type: ignore[no-any-return]
+        """Return the structure indices, int16 (I, J, K), which are read where they are sliced."""
+        return open_array(self.labels_file, np.int16, self.shape)
 
-    def positions(self) -> dict[int, Array]:
-        """Return structure index → some of its voxels' positions (n, 3)."""
-        with np.load(self.folder / "positions.npz") as file:
-            return {int(name): file[name] for name in file.files}
+    def read(self, box: Sequence[slice]) -> tuple[Array, Array]:
+        """Return scan, float32 (C, *box), and structure indices, int16 (*box); nothing but the box is read.
+
+        Args:
+            box: Three slices with a start and a stop inside of the scan.
+        """
+        within = tuple(box)
+        labels = np.array(self.labels()[within])
+        if self.image_file is None:
+            return np.empty((0, *labels.shape), dtype=np.float32), labels
+        return np.array(self.image()[(slice(None), *within)]), labels
+
+    def present(self) -> tuple[int, ...]:
+        """Return the indices of the structures that the case shows, in order."""
+        return tuple(index for index, _, _ in self.runs)
+
+    def positions(self, index: int) -> Array:
+        """Return positions (n, 3) of some of the voxels of structure `index`, int32, memory-mapped; n is 0 if it is absent."""
+        for present, first, stop in self.runs:
+            if present == index:
+                return open_array(self.labels_file.with_name(POSITIONS), np.int32, (self.runs[-1][2], 3))[first:stop]
+        return np.empty((0, 3), dtype=np.int32)
 
 
 def digest_of(paths: Sequence[Path]) -> str:
@@ -73,9 +111,11 @@ def digest_of(paths: Sequence[Path]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         try:
-            digest.update(hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
+            with path.open("rb") as stream:
+                content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
         except OSError as error:
             raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+        digest.update(content.digest())
     return digest.hexdigest()
 
 
@@ -87,71 +127,121 @@ def prepare_cases(
     channels: int,
     workers: int | None = None,
     progress: bool = True,
+    storage: Storage = "auto",
 ) -> list[StoredCase]:
     """Prepare every case that the `store` does not hold yet, in parallel, and return all of them in order.
+
+    Args:
+        cases: Cases with label maps; those without images become cases of a label map alone.
+        preprocessing: What happens to the scans.
+        structures: What the label values mean.
+        store: The folder of the store.
+        channels: Channels of a scan.
+        workers: Cases prepared at the same time.
+        progress: Whether to show a progress bar.
+        storage: How arrays are kept: "npy", "blosc2" or, by their size, "auto"; see `arrays.file_name`.
 
     Raises:
         DataError: Cases cannot be used; says how many, and what ails the first. Those that can are kept in the store.
         OutputError: The store cannot be written.
+        UsageError: The preprocessing is for another number of channels, or blosc2 is asked for and not installed.
     """
-    return for_every_case(
-        cases,
-        lambda case: _prepare_case(case, preprocessing, structures, store, channels),
-        progress,
-        workers,
-        "`medseg-se check` lists every fault.",
+    check_storage(storage)
+    if any(case.images for case in cases):
+        preprocessing.for_channels(channels)
+    remove_leftovers(store)
+    recipe = _Recipe(preprocessing, structures, store, channels, storage)
+    return for_every_case(cases, recipe.prepare, progress, workers, "`medseg-se check` lists every fault.")
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What is made of every case; see `prepare_cases`."""
+
+    preprocessing: Preprocessing
+    structures: Structures
+    store: Path
+    channels: int
+    storage: Storage
+
+    def prepare(self, case: Case) -> StoredCase:
+        if case.label is None:
+            raise DataError(f"Case {case.id} has no label map.")
+        of_label = digest_of([case.label])
+        if not case.images:
+            folder, truth = self._labels(case, [of_label], None)
+            return _stored(case, of_label, None, folder, truth, truth)
+        of_image = digest_of(case.images)
+        image_folder, scan = self._image(case, of_image)
+        folder, truth = self._labels(case, [of_label, of_image, self.channels], scan)
+        return _stored(case, of_image, image_folder / scan["file"], folder, scan, truth)
+
+    def _image(self, case: Case, of_image: str) -> tuple[Path, Facts]:
+        def make() -> Content:
+            original = read_channels(case.images, self.channels)
+            prepared = self.preprocessing(original)
+            array = prepared.image.array
+            file = file_name("image", self.storage, array.shape)
+            return {file: array}, {
+                "file": file,
+                "shape": prepared.image.shape,
+                "spacing": prepared.image.spacing,
+                "lowest": [float(channel.min()) for channel in array],
+                "box": prepared.box,
+                "scan": {"shape": original.shape, "affine": original.affine.tolist()},
+            }
+
+        folder = self._folder("image", [of_image, self.channels, self.preprocessing.to_dict()])
+        return folder, entry(folder, make)
+
+    def _labels(self, case: Case, follows_from: list[Any], scan: Facts | None) -> tuple[Path, Facts]:
+        def make() -> Content:
+            placed = self._placed(case, scan)
+            labels = placed.array[0].astype(np.int16, copy=False)
+            file, found = file_name("labels", self.storage, labels.shape), find_positions(labels)
+            stops = np.cumsum([len(places) for places in found.values()]).tolist()
+            runs = [[index, stop - len(found[index]), stop] for index, stop in zip(found, stops, strict=True)]
+            positions = np.concatenate([np.empty((0, 3), np.int32), *found.values()])
+            facts = {"file": file, "shape": placed.shape, "spacing": placed.spacing, "runs": runs}
+            return {file: labels, POSITIONS: positions}, facts
+
+        recipe = self.preprocessing.to_dict()
+        grid = [recipe[name] for name in ("orientation", "crop", "spacing")]
+        # The order of the structures gives the indices; regions are only judged.
+        meaning = [list(self.structures.values.items()), self.structures.background, self.structures.ignore]
+        folder = self._folder("labels", [*follows_from, grid, meaning])
+        return folder, entry(folder, make)
+
+    def _placed(self, case: Case, scan: Facts | None) -> Volume:
+        """Read a label map and bring it to where its scan was brought, or where it would be if there is none."""
+        if scan is None:
+            labels = read_labels(case.label or "")
+            encoded = self.structures.encode(labels.array, where=str(case.label))
+            return self.preprocessing.prepare_labels(replace(labels, array=encoded))
+        original = scan["scan"]  # its grid is all that counts, so that the scan itself need not be read for this
+        grid = Volume(np.broadcast_to(np.float32(0), (1, *original["shape"])), np.array(original["affine"]))
+        labels = replace(read_truth(case, self.structures, grid), affine=grid.affine)
+        box = tuple((start, stop) for start, stop in scan["box"])
+        return labels_on(labels, self.preprocessing.orientation, box, _three(scan["shape"]))
+
+    def _folder(self, kind: str, follows_from: list[Any]) -> Path:
+        recipe = json.dumps([FORMAT, self.storage, follows_from])
+        return self.store / f"{kind}-{hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest()}"
+
+
+def _stored(case: Case, digest: str, image_file: Path | None, folder: Path, scan: Facts, truth: Facts) -> StoredCase:
+    return StoredCase(
+        id=case.id,
+        digest=digest,
+        image_file=image_file,
+        labels_file=folder / truth["file"],
+        shape=_three(scan["shape"]),
+        spacing=_three(scan["spacing"]),
+        lowest=tuple(scan.get("lowest", ())),
+        runs=tuple((index, first, stop) for index, first, stop in truth["runs"]),
     )
 
 
-def _prepare_case(case: Case, preprocessing: Preprocessing, structures: Structures, store: Path, channels: int) -> StoredCase:
-    if case.label is None:
-        raise DataError(f"Case {case.id} has no label map.")
-    digest = digest_of(case.images)
-    meaning = [list(structures.values.items()), structures.background, structures.ignore]  # the order gives the indices
-    recipe = json.dumps([FORMAT, preprocessing.to_dict(), meaning, channels])
-    key = hashlib.blake2b(f"{digest}:{digest_of([case.label])}:{recipe}".encode(), digest_size=16).hexdigest()
-    folder = store / key
-    if not (folder / "case.json").is_file():
-        image = read_channels(case.images, channels)
-        prepared = preprocessing(image)
-        labels = prepared.apply_to_labels(read_truth(case, structures, image)).array[0]
-        _write_entry(folder, prepared.image, labels)
-    described = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-    return StoredCase(case.id, folder, digest, tuple(described["lowest"]), tuple(described["spacing"]))
-
-
-def _write_entry(folder: Path, image: Volume, labels: Array) -> None:
-    partial: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        np.save(partial / "image.npy", image.array)
-        np.save(partial / "labels.npy", labels.astype(np.int16))
-        positions: dict[str, Any] = {str(index): places for index, places in _positions(labels).items()}
-        np.savez(partial / "positions.npz", **positions)
-        lowest = [float(channel.min()) for channel in image.array]
-        write_json(partial / "case.json", {"lowest": lowest, "spacing": list(image.spacing)})
-        if folder.exists():  # another process was faster
-            return
-        partial.rename(folder)
-        partial = None
-    except OSError as error:
-        if not folder.exists():
-            raise describe_os_error(folder, error) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _positions(labels: Array) -> dict[int, Array]:
-    """Return structure index → at most `MOST_POSITIONS` evenly chosen voxel positions (n, 3)."""
-    flat = labels.reshape(-1)
-    places = np.flatnonzero(flat > 0)
-    places = places[np.argsort(flat[places], kind="stable")]
-    values, starts, counts = np.unique(flat[places], return_index=True, return_counts=True)
-    found = {}
-    for value, start, count in zip(values, starts, counts, strict=True):
-        run = places[start : start + count]
-        chosen = run[np.linspace(0, len(run) - 1, min(len(run), MOST_POSITIONS)).astype(np.int64)]
-        found[int(value)] = np.stack(np.unravel_index(chosen, labels.shape), axis=1).astype(np.int32)
-    return found
+def _three(values: Sequence[Any]) -> tuple[Any, Any, Any]:
+    i, j, k = values
+    return i, j, k

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from medseg_se.data.augmentation import Augmentation, apply_intensity, draw_intensity, draw_spatial
+from medseg_se.data.augmentation import Augmentation, draw_intensity, draw_spatial
 from medseg_se.data.datalist import Case
+from medseg_se.data.intensity_changes import apply_intensity
 from medseg_se.data.pictures import Colour, read_picture
 from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.sampling import Sample
@@ -206,5 +207,5 @@ class TrainingScans(WholeScanDataset):
             image = moved(image, matrix, shift)
         image = image.flip([self.axes.index(axis) + 1 for axis in change.mirrored])
         volume = image if flat is None else image.unsqueeze(flat + 1)
-        volume = apply_intensity(volume, draw_intensity(self.augmentation, rng))
+        volume = apply_intensity(volume, draw_intensity(self.augmentation, rng, len(volume)))
         return (volume if flat is None else volume.squeeze(flat + 1)).contiguous()

@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader
 
 from medseg_se.data.augmentation import Augmentation
 from medseg_se.data.datalist import Case, Datalist, describes_dataset, read_datalist
-from medseg_se.data.loading import SliceAxis, axis_across, checked_spacing, epoch_sampler, worker_count
+from medseg_se.data.intensity import Intensity
+from medseg_se.data.loading import SliceAxis, axis_across, by_channel, checked_spacing, epoch_sampler, worker_count
 from medseg_se.data.parallel import for_every_case
 from medseg_se.data.pictures import NO_STRUCTURES, ORIENTATION, Colour, check_colour, is_picture, read_class_folders
-from medseg_se.data.preprocessing import Crop, ImageInterpolation, Intensity, Preprocessing
+from medseg_se.data.preprocessing import Crop, ImageInterpolation, Preprocessing
 from medseg_se.data.sampling import Sample
 from medseg_se.data.store import digest_of
 from medseg_se.data.whole_scan import TrainingScans, WholeScan, WholeScanDataset
@@ -53,12 +54,14 @@ class WholeScanData(pl.LightningDataModule, ABC):
         store: Folder in which prepared scans are kept for the next run.
         num_workers: Processes that make batches beside the training; null takes none on a CPU and up to 8 with a GPU.
         seed: Seed of order and augmentation.
-        orientation: See `Preprocessing`, as the next five; null takes RAS for scans, and pictures as they lie.
+        orientation: See `Preprocessing`, as the next seven; null takes RAS for scans, and pictures as they lie.
         spacing: In mm; scans are then cut or continued to `size` about their middle. Null shrinks or enlarges each, its
             proportions kept, until it just fits. Pictures have none.
         crop: Whether the zero border is cut off.
-        intensity: How intensities are scaled.
-        window: For the intensity "window".
+        intensity: How intensities are scaled; one name, or one for each channel.
+        window: For the intensities "window" and "dataset"; one pair, or one for each channel.
+        mean: For the intensity "dataset"; one number, or one for each channel.
+        deviation: For the intensity "dataset"; one number, or one for each channel.
         interpolation: How scans are resampled to `spacing`.
         rotation: See `Augmentation`, as the following.
         scaling: Largest relative change of size.
@@ -72,7 +75,7 @@ class WholeScanData(pl.LightningDataModule, ABC):
         contrast: Largest relative change.
         gamma: Largest relative change of the exponent.
         low_resolution: Largest coarsening factor.
-        intensity_probability: Share of the scans to which each intensity change is applied.
+        intensity_probability: Share of the scans to which each intensity change is applied; null takes nnU-Net's shares.
         progress: Whether preparing shows a progress bar.
     """
 
@@ -97,8 +100,10 @@ class WholeScanData(pl.LightningDataModule, ABC):
         orientation: str | None = None,
         spacing: list[float] | None = None,
         crop: Crop = "none",
-        intensity: Intensity = "zscore",
-        window: tuple[float, float] = (-1000.0, 1000.0),
+        intensity: Intensity | list[Intensity] = "zscore",
+        window: list[float] | list[list[float]] = [-1000.0, 1000.0],  # noqa: B006
+        mean: float | list[float] = 0.0,
+        deviation: float | list[float] = 1.0,
         interpolation: ImageInterpolation = "linear",
         rotation: float = 15.0,
         scaling: float = 0.1,
@@ -111,7 +116,7 @@ class WholeScanData(pl.LightningDataModule, ABC):
         contrast: float = 0.25,
         gamma: float = 0.3,
         low_resolution: float = 2.0,
-        intensity_probability: float = 0.15,
+        intensity_probability: float | None = 0.15,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -140,7 +145,14 @@ class WholeScanData(pl.LightningDataModule, ABC):
             raise UsageError(f"Scans have no colours as pictures have: leave out `colour`, but got {colour!r}.")
         oriented = ORIENTATION if pictures else (orientation or "RAS").upper()
         preprocessing = Preprocessing(
-            oriented, checked_spacing(spacing), crop, intensity, (window[0], window[1]), interpolation
+            oriented,
+            checked_spacing(spacing),
+            crop,
+            by_channel(intensity),
+            by_channel(window),
+            interpolation,
+            by_channel(mean),
+            by_channel(deviation),
         )
         self.slice_axis = "axial" if pictures else slice_axis
         flat_axis = axis_across(self.slice_axis, oriented)
@@ -149,6 +161,7 @@ class WholeScanData(pl.LightningDataModule, ABC):
             what = "three positive numbers" if flat_axis is None else "two positive numbers for slices or pictures"
             raise UsageError(f"Expected `size` to be {what}, but got {list(size)}.")
         self.in_channels = (3 if colour == "rgb" else 1) if pictures else len(self.datalist.channels)
+        preprocessing.for_channels(self.in_channels)
         self.scan = WholeScan(preprocessing, tuple(size), self.in_channels, flat_axis, colour if pictures else None)
         self.augmentation = Augmentation(
             rotation=rotation,

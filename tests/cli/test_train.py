@@ -416,7 +416,7 @@ def test_the_file_of_an_unknown_key_is_the_right_one_of_several(refused):
         (["--model.init_args.lr", "fast"], "Expected 'lr' to be of type float, but got fast."),
         (["--model.init_args.optimizer", "adam"], "Expected 'optimizer' to be one of adamw, sgd, but got adam."),
         (["--data.slice_axis", "oblique"], "Expected 'slice_axis' to be one of sagittal, coronal, axial, but got oblique."),
-        (["--data.init_args.window", "[1]"], "Expected 'window' to be of type tuple with 2 elements, but got [1]."),
+        (["--data.init_args.window", "[1]"], "Expected `window` to be a lower and a higher intensity, but got (1.0,)."),
         (["--model", "Network"], "Expected 'model' to be the path of a class"),
         (["--data.patch_size", "[8, 8]"], "Expected `patch_size` to be three positive numbers, but got [8, 8]."),
         (["--data.fold", "7"], "Expected `fold` between 0 and 2, but got 7."),

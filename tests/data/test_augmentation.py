@@ -8,14 +8,16 @@ from scipy.ndimage import gaussian_filter
 from medseg_se.data.augmentation import (
     MIRRORS,
     NO_AUGMENTATION,
+    PROBABILITIES,
     Augmentation,
     IntensityChange,
-    apply_intensity,
     draw_intensity,
     draw_spatial,
 )
+from medseg_se.data.intensity_changes import apply_intensity
 from medseg_se.errors import UsageError
 
+BENT = {False: "gamma", True: "inverted_gamma"}
 ALWAYS = replace(NO_AUGMENTATION, spatial_probability=1.0, intensity_probability=1.0)
 
 
@@ -28,7 +30,9 @@ def rng(seed=0):
 
 
 def apply(patch, **change):
-    return apply_intensity(patch, IntensityChange(**change))
+    """Apply a change with the same numbers for all channels."""
+    numbers = {name: value if isinstance(value, tuple) else (value,) * len(patch) for name, value in change.items()}
+    return apply_intensity(patch, IntensityChange(**numbers))
 
 
 # ---------------------------------------------------------------------------------------------------- intensity, by formula
@@ -55,7 +59,7 @@ def test_contrast_stretches_about_the_mean_of_each_channel():
 @pytest.mark.parametrize("exponent", [0.7, 1.0, 1.4])
 def test_gamma_bends_and_keeps_mean_and_deviation(exponent, inverted):
     patch = noise() * torch.tensor([1.0, 40.0]).reshape(2, 1, 1, 1) + 7
-    changed = apply(patch, gamma=(exponent, inverted))
+    changed = apply(patch, **{BENT[inverted]: exponent})
     for before, after in zip(patch.double(), changed.double(), strict=True):
         unit = (before - before.min()) / (before.max() - before.min())
         bent = 1 - (1 - unit) ** exponent if inverted else unit**exponent
@@ -67,12 +71,12 @@ def test_gamma_bends_and_keeps_mean_and_deviation(exponent, inverted):
 
 
 def test_gamma_of_one_leaves_the_patch():
-    torch.testing.assert_close(apply(noise(), gamma=(1.0, False)), noise(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(apply(noise(), gamma=1.0), noise(), atol=1e-5, rtol=0)
 
 
 def test_inverting_bends_the_other_end():
     patch = torch.linspace(0, 1, 1000).reshape(1, 10, 10, 10)
-    dark, bright = (apply(patch, gamma=(1.5, inverted)) for inverted in (False, True))
+    dark, bright = (apply(patch, **{BENT[inverted]: 1.5}) for inverted in (False, True))
     torch.testing.assert_close(bright.flatten(), 1 - dark.flatten().flip(0), atol=1e-5, rtol=0)
 
 
@@ -119,7 +123,9 @@ def test_low_resolution_coarsens_and_brings_back(factor):
         np.testing.assert_allclose(after, coarsened(before.astype(np.float64), factor), atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"blur": 1.0}, {"low_resolution": 2.0}, {"contrast": 0.5}, {"gamma": (1.4, True)}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"blur": 1.0}, {"low_resolution": 2.0}, {"contrast": 0.5}, {"inverted_gamma": 1.4}], ids=str
+)
 def test_a_constant_patch_stays_constant(change):
     patch = torch.full((1, 8, 9, 7), 2.5)
     torch.testing.assert_close(apply(patch, **change), patch, atol=1e-5, rtol=0)
@@ -135,7 +141,7 @@ def test_a_slice_is_changed_in_its_plane_only(change, flat):
 
 
 def test_changes_together_are_applied_one_after_the_other():
-    change = {"brightness": 1.2, "contrast": 0.8, "gamma": (1.3, False)}
+    change = {"brightness": 1.2, "contrast": 0.8, "gamma": 1.3}
     step = noise()
     for name, value in change.items():
         step = apply(step, **{name: value})
@@ -144,7 +150,7 @@ def test_changes_together_are_applied_one_after_the_other():
 
 def test_the_patch_itself_is_not_written_to():
     patch = noise()
-    apply(patch, noise=(1.0, 1), blur=1.0, brightness=2.0, contrast=2.0, gamma=(2.0, True), low_resolution=2.0)
+    apply(patch, noise=(1.0, 1), blur=1.0, brightness=2.0, contrast=2.0, inverted_gamma=2.0, low_resolution=2.0)
     assert torch.equal(patch, noise())
 
 
@@ -153,8 +159,8 @@ def test_the_patch_itself_is_not_written_to():
 
 def test_the_same_source_draws_the_same_changes():
     augmentation = Augmentation(elastic=2.0, mirror=("left-right",), spatial_probability=1, intensity_probability=1)
-    assert draw_intensity(augmentation, rng(3)) == draw_intensity(augmentation, rng(3))
-    assert draw_intensity(augmentation, rng(3)) != draw_intensity(augmentation, rng(4))
+    assert draw_intensity(augmentation, rng(3), 1) == draw_intensity(augmentation, rng(3), 1)
+    assert draw_intensity(augmentation, rng(3), 1) != draw_intensity(augmentation, rng(4), 1)
     first, second = (draw_spatial(augmentation, rng(3), "RAS", None) for _ in range(2))
     np.testing.assert_array_equal(first.matrix, second.matrix)
     np.testing.assert_array_equal(first.warp, second.warp)
@@ -167,7 +173,7 @@ def test_the_same_source_draws_the_same_changes():
 def test_strength_zero_or_probability_zero_draws_nothing(augmentation):
     source = rng()
     for _ in range(20):
-        assert draw_intensity(augmentation, source) == IntensityChange()
+        assert draw_intensity(augmentation, source, 1) == IntensityChange()
         change = draw_spatial(augmentation, source, "RAS", None)
         assert change.matrix is None
         assert change.warp is None
@@ -182,7 +188,7 @@ def test_spatial_strengths_of_zero_turn_and_scale_nothing():
 
 @pytest.mark.parametrize("name", ["noise", "blur", "brightness", "contrast", "gamma", "low_resolution"])
 def test_each_intensity_strength_switches_on_its_own_change_alone(name):
-    drawn = draw_intensity(replace(ALWAYS, **{name: 1.5}), rng())
+    drawn = draw_intensity(replace(ALWAYS, **{name: 1.5}), rng(), 1)
     assert getattr(drawn, name) is not None
     assert replace(drawn, **{name: None}) == IntensityChange()
 
@@ -201,8 +207,9 @@ def test_each_intensity_strength_switches_on_its_own_change_alone(name):
 )
 def test_strengths_are_the_limits_of_what_is_drawn(name, strength, low, high):
     source = rng()
-    drawn = [getattr(draw_intensity(replace(ALWAYS, **{name: strength}), source), name) for _ in range(400)]
-    drawn = np.array([value[0] if isinstance(value, tuple) else value for value in drawn])
+    changes = [draw_intensity(replace(ALWAYS, **{name: strength}), source, 1) for _ in range(400)]
+    drawn = np.array([value[0] for change in changes if (value := getattr(change, name)) is not None])
+    assert len(drawn) > 250  # a quarter of the gammas are inverted
     assert low <= drawn.min()
     assert drawn.max() <= high
     if low < high:
@@ -214,11 +221,74 @@ def test_strengths_are_the_limits_of_what_is_drawn(name, strength, low, high):
 
 def test_each_intensity_change_comes_as_often_as_asked():
     source, augmentation = rng(), Augmentation(intensity_probability=0.3)
-    drawn = [draw_intensity(augmentation, source) for _ in range(2000)]
-    for name in ("noise", "blur", "brightness", "contrast", "gamma", "low_resolution"):
+    drawn = [draw_intensity(augmentation, source, 1) for _ in range(2000)]
+    for name in ("noise", "blur", "brightness", "contrast", "low_resolution"):
         assert np.mean([getattr(change, name) is not None for change in drawn]) == pytest.approx(0.3, abs=0.04)
-    inverted = [change.gamma[1] for change in drawn if change.gamma]
-    assert np.mean(inverted) == pytest.approx(0.25, abs=0.06)
+    bent = [change.inverted_gamma is not None for change in drawn if change.gamma or change.inverted_gamma]
+    assert len(bent) / len(drawn) == pytest.approx(0.3, abs=0.04)
+    assert np.mean(bent) == pytest.approx(0.25, abs=0.06)
+    assert not any(change.gamma and change.inverted_gamma for change in drawn)
+
+
+def test_without_a_probability_each_change_comes_as_often_as_in_nnunet():
+    source, augmentation = rng(), Augmentation(intensity_probability=None)
+    drawn = [draw_intensity(augmentation, source, 1) for _ in range(4000)]
+    shares = {name: np.mean([getattr(change, name) is not None for change in drawn]) for name in PROBABILITIES}
+    assert shares == pytest.approx(
+        {
+            "noise": 0.1,
+            "blur": 0.2,
+            "brightness": 0.15,
+            "contrast": 0.15,
+            "low_resolution": 0.25,
+            "inverted_gamma": 0.1,
+            "gamma": 0.3,
+        },
+        abs=0.025,
+    )
+    both = np.mean([change.gamma is not None and change.inverted_gamma is not None for change in drawn])
+    assert both == pytest.approx(0.03, abs=0.01)  # they are drawn apart
+
+
+@pytest.mark.parametrize(("name", "unchanged"), [("blur", 0.0), ("low_resolution", 1.0)])
+def test_nnunet_blurs_and_coarsens_each_channel_or_leaves_it(name, unchanged):
+    source, augmentation = rng(), Augmentation(intensity_probability=None)
+    drawn = [value for _ in range(2000) if (value := getattr(draw_intensity(augmentation, source, 2), name)) is not None]
+    left = np.array(drawn) == unchanged
+    assert left.mean(axis=0) == pytest.approx([0.5, 0.5], abs=0.08)
+    assert left.all(axis=1).mean() == pytest.approx(0.25, abs=0.08)
+    always = [getattr(draw_intensity(replace(ALWAYS, **{name: 1.5}), source, 2), name) for _ in range(50)]
+    assert not (np.array(always) == unchanged).any()
+
+
+@pytest.mark.parametrize("name", ["blur", "brightness", "contrast", "low_resolution", "gamma", "inverted_gamma"])
+def test_each_channel_has_its_own_numbers(name):
+    strength = "gamma" if name == "inverted_gamma" else name
+    source = rng()
+    drawn = [getattr(draw_intensity(replace(ALWAYS, **{strength: 1.5}), source, 3), name) for _ in range(20)]
+    numbers = next(value for value in drawn if value is not None)
+    assert len(set(numbers)) == 3
+    patch = noise((3, 9, 10, 11))
+    changed = apply(patch, **{name: numbers})
+    for number, channel in enumerate(patch):
+        torch.testing.assert_close(changed[number], apply(channel[None], **{name: numbers[number]})[0])
+
+
+def test_channels_that_are_left_stay_as_they_are():
+    patch = noise()
+    changed = apply(patch, blur=(0.0, 1.0), low_resolution=(1.0, 2.0))
+    assert torch.equal(changed[0], patch[0])
+    assert not torch.equal(changed[1], patch[1])
+
+
+def test_a_large_patch_is_blurred_piece_by_piece_as_in_one_go(monkeypatch):
+    whole = apply(noise((1, 13, 10, 11)), blur=1.2)
+    monkeypatch.setattr("medseg_se.data.cutting.SLAB", 300)  # two rows at a time, a last one alone
+    assert torch.equal(apply(noise((1, 13, 10, 11)), blur=1.2), whole)
+
+
+def test_a_patch_without_channels_stays_empty():
+    assert apply_intensity(torch.empty(0, 4, 5, 6), IntensityChange(noise=(0.1, 3), gamma=())).shape == (0, 4, 5, 6)
 
 
 def test_rotations_are_rotations_within_the_limit_times_one_scale():

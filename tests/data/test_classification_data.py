@@ -276,7 +276,8 @@ def test_files_are_read_once(classes, monkeypatch):
 def test_preprocessing_and_augmentation_are_those_asked_for(ages, classes):
     data = ages(orientation="lps", spacing=[2, 1, 1.5], crop="nonzero", intensity="minmax", rotation=3, mirror=["left-right"])
     assert data.scan.preprocessing == Preprocessing("LPS", (2.0, 1.0, 1.5), "nonzero", "minmax")
-    assert data.augmentation == Augmentation(rotation=3, scaling=0.1, mirror=("left-right",))
+    assert data.augmentation == Augmentation(rotation=3, scaling=0.1, mirror=("left-right",), intensity_probability=0.15)
+    assert classes(intensity_probability=None).augmentation.intensity_probability is None
     assert classes().scan.preprocessing == Preprocessing("PLS")
 
 

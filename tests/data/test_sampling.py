@@ -1,4 +1,6 @@
 import json
+import pickle
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +10,10 @@ from scipy.ndimage import map_coordinates
 from torch.utils.data import DataLoader
 
 from medseg_se.data.augmentation import NO_AUGMENTATION, Augmentation, SpatialChange
+from medseg_se.data.cutting import read_patch
 from medseg_se.data.datalist import read_datalist
 from medseg_se.data.preprocessing import Preprocessing
-from medseg_se.data.sampling import EpochSampler, PatchDataset, PatchSettings, cut, cut_straight
+from medseg_se.data.sampling import EpochSampler, PatchDataset, PatchSettings, RawPatches, one_thread
 from medseg_se.data.store import prepare_cases
 from medseg_se.structures import IGNORE, Structures
 
@@ -46,6 +49,15 @@ def store_case(tmp_path, write_scan, make_affine):
     return store
 
 
+@pytest.fixture
+def three_threads():
+    """Let PyTorch compute on three threads; worker processes have one each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
 def coordinates(shape=SHAPE):
     """Return a scan with three channels that tell each voxel's own indices."""
     return np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij")).astype(np.float32)
@@ -57,8 +69,8 @@ def random_labels(shape=SHAPE, seed=0):
     return labels
 
 
-def settings(size=(8, 6, 10), orientation="RAS", foreground=0.5, flat_axis=None, seed=0):
-    return PatchSettings(size, orientation, foreground, flat_axis, seed)
+def settings(size=(8, 6, 10), orientation="RAS", foreground=0.5, flat_axis=None, seed=0, weights=()):
+    return PatchSettings(size, orientation, foreground, flat_axis, seed, weights)
 
 
 def patches(cases, augmentation=None, **options):
@@ -71,6 +83,15 @@ def same(first, second):
 
 def change(matrix=None, warp=None, mirrored=()):
     return SpatialChange(np.eye(3) if matrix is None else np.asarray(matrix, dtype=float), warp, tuple(mirrored))
+
+
+def cut(case, centre, size, change):
+    patch, truth = read_patch(case, centre, size, change).cut()
+    return patch, truth
+
+
+def cut_straight(case, centre, size):
+    return cut(case, centre, size, SpatialChange(None, None, ()))
 
 
 def quarter_turn(axis):
@@ -103,15 +124,50 @@ def test_the_number_alone_decides_a_sample(store_case):
     assert not same(patches(cases, STRONG, seed=1)[0], samples[0])
 
 
-def test_workers_do_not_change_the_samples(store_case):
-    dataset = patches([store_case(coordinates(), random_labels(seed=seed)) for seed in range(3)], STRONG)
-    alone, shared = (DataLoader(dataset, 2, sampler=EpochSampler(8), num_workers=workers) for workers in (0, 2))
-    pairs = list(zip(alone, shared, strict=True))
-    assert len(pairs) == 4
-    for first, second in pairs:
-        assert torch.equal(first["labels"], second["labels"])
-        # Means and deviations are summed in another order where a process has fewer threads.
-        torch.testing.assert_close(first["image"], second["image"], atol=1e-4, rtol=0)
+def test_workers_and_threads_do_not_change_the_samples(store_case, three_threads):
+    cases = [store_case(coordinates((37, 41, 39)), random_labels((37, 41, 39), seed=seed)) for seed in range(2)]
+    dataset = patches(cases, STRONG, size=(33, 35, 37))  # so large that PyTorch shares the work among threads
+
+    def images(workers):
+        batches = list(DataLoader(dataset, 2, sampler=EpochSampler(6), num_workers=workers))
+        assert len(batches) == 3
+        return torch.cat([batch["image"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
+
+    image, labels = images(0)
+    assert torch.get_num_threads() == 3
+    for workers in (1, 2):
+        other = images(workers)
+        assert torch.equal(other[0], image)
+        assert torch.equal(other[1], labels)
+
+
+@pytest.mark.parametrize("flat", [None, 1])
+def test_patches_that_are_changed_later_are_the_same(store_case, flat):
+    cases = [store_case(coordinates(), random_labels(seed=seed)) for seed in range(2)]
+    size = (8, 6 if flat is None else 1, 10)
+    dataset = patches(cases, STRONG, size=size, flat_axis=flat)
+    raw = RawPatches(dataset)
+    assert len(raw) == 2
+    loader = DataLoader(raw, 3, sampler=range(6), collate_fn=list, num_workers=1)
+    for batch, numbers in zip(loader, ((0, 1, 2), (3, 4, 5)), strict=True):
+        for number, sample in zip(numbers, batch, strict=True):
+            assert same(sample.to(torch.device("cpu")).finished(), dataset[number])
+
+
+def test_what_has_a_device_goes_there(store_case):
+    labels = random_labels()
+    raw = RawPatches(patches([store_case(coordinates(), labels)], replace(STRONG, mirror=("left-right",))))
+    samples = [raw[number].to(torch.device("meta")) for number in range(8)]
+    assert any(sample.swapped is not None for sample in samples)
+    for sample in samples:
+        tensors = (sample.patch.image, sample.patch.labels, *([] if sample.swapped is None else [sample.swapped]))
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_threads_are_given_back_also_after_an_error(three_threads):
+    with suppress(ValueError), one_thread():
+        raise ValueError("broken")
+    assert torch.get_num_threads() == 3
 
 
 def test_each_pass_takes_every_case_once_in_a_new_order(store_case):
@@ -211,6 +267,36 @@ def test_structures_are_drawn_among_those_that_the_case_has(store_case):
     assert all((dataset[number]["labels"] == MIDDLE).any() for number in range(50))
 
 
+def test_weights_say_how_often_patches_are_drawn_around_each_structure(store_case):
+    labels = np.zeros((40, 40, 40), dtype=np.int16)
+    for index, place in ((LEFT, 8), (RIGHT, 20), (MIDDLE, 32)):
+        labels[place, place, place] = index
+    case = store_case(labels[None], labels)
+
+    def shares(*weights):
+        dataset = patches([case], size=(6, 6, 6), foreground=1.0, weights=weights)
+        held = [set(dataset[number]["labels"].unique().tolist()) for number in range(500)]
+        return [np.mean([index in values for values in held]) for index in (LEFT, RIGHT, MIDDLE)]
+
+    assert shares(1.0, 1.0, 1.0) == pytest.approx([1 / 3, 1 / 3, 1 / 3], abs=0.07)
+    assert shares(3.0, 0.0, 1.0) == pytest.approx([0.75, 0.0, 0.25], abs=0.07)
+
+
+def test_a_case_with_none_of_the_weighted_structures_gives_random_patches(store_case):
+    labels = np.zeros((20, 22, 18), dtype=np.int16)
+    labels[3, 4, 5] = MIDDLE
+    dataset = patches([store_case(coordinates(), labels)], size=(4, 4, 4), foreground=1.0, weights=(1.0, 1.0, 0.0))
+    assert len({tuple(dataset[number]["image"][:, 0, 0, 0].tolist()) for number in range(30)}) > 20
+
+
+def test_nothing_of_the_cases_is_held_in_memory(store_case):
+    few, many = np.zeros((30, 30, 30), dtype=np.int16), np.full((30, 30, 30), MIDDLE, dtype=np.int16)
+    small, large = (patches([store_case(labels[None], labels)]) for labels in (few, many))
+    for dataset in (small, large):
+        assert dataset[3]["image"].shape == (1, 8, 6, 10)
+    assert abs(len(pickle.dumps(large)) - len(pickle.dumps(small))) < 200
+
+
 def test_a_case_without_structures_gives_random_patches(store_case):
     dataset = patches([store_case(coordinates())], foreground=1.0)
     assert len({tuple(dataset[number]["image"][:, 0, 0, 0].tolist()) for number in range(30)}) > 20
@@ -255,7 +341,6 @@ def test_interpolating_without_a_change_gives_the_straight_patch(store_case, cen
     patch, warped_truth = cut(case, np.array(centre), size, change())
     torch.testing.assert_close(patch, straight, atol=1e-4, rtol=0)
     assert torch.equal(warped_truth, truth)
-    assert warped_truth.dtype == torch.int64
     assert (warped_truth == IGNORE).any()
 
 
@@ -291,6 +376,52 @@ def test_the_sampled_places_are_turned_and_scaled_in_millimetres(store_case, spa
     scale = np.array(spacing).reshape(3, 1, 1, 1)
     expected = np.einsum("ab,bijk->aijk", matrix, offsets * scale) / scale + centre.reshape(3, 1, 1, 1)
     np.testing.assert_allclose(patch, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("points", "size"), [((4, 4, 4), (11, 9, 10)), ((2, 5, 3), (11, 9, 10)), ((4, 4, 4), (9, 1, 12))])
+def test_a_turned_and_warped_patch_is_interpolated_as_scipy_does(store_case, monkeypatch, points, size):
+    image = np.random.default_rng(1).normal([[[[5.0]]], [[[-8.0]]]], 3, size=(2, *SHAPE)).astype(np.float32)
+    labels, spacing = random_labels(), np.array([0.7, 1.0, 1.9])
+    matrix, warp = rotation((12, -20, 31)) * 1.2, np.random.default_rng(3).normal(0, 1.5, size=(3, *points))
+    centre = np.array([4, 15, 10])  # so that a part lies beyond the scan
+    case = store_case(image, labels, spacing=tuple(spacing))
+    patch, truth = cut(case, centre, size, change(matrix, warp))
+    offsets = np.stack(np.meshgrid(*[np.arange(length) - length // 2 for length in size], indexing="ij"))
+    places = np.einsum("ab,bijk->aijk", matrix, offsets * spacing.reshape(3, 1, 1, 1))
+    steps = np.stack(
+        np.meshgrid(*[np.linspace(0, n - 1, s) if s > 1 else [0] for n, s in zip(points, size, strict=True)], indexing="ij")
+    )
+    places += np.stack([map_coordinates(values, steps, order=1) for values in warp])
+    places = places / spacing.reshape(3, 1, 1, 1) + centre.reshape(3, 1, 1, 1)
+    for channel, values, low in zip(patch, image, image.min(axis=(1, 2, 3)), strict=True):
+        expected = map_coordinates(values.astype(float), places, order=1, mode="grid-constant", cval=float(low))
+        np.testing.assert_allclose(channel, expected, atol=2e-4)
+    nearest = np.floor(places + 0.5).astype(int)
+    inside = ((nearest >= 0) & (nearest < np.array(SHAPE).reshape(3, 1, 1, 1))).all(axis=0)
+    clipped = np.clip(nearest, 0, np.array(SHAPE).reshape(3, 1, 1, 1) - 1)
+    settled = (np.abs(places - nearest) < 0.499).all(axis=0)  # not on the border between two voxels
+    np.testing.assert_array_equal(truth.numpy()[settled], np.where(inside, labels[tuple(clipped)], 0)[settled])
+    monkeypatch.setattr("medseg_se.data.cutting.SLAB", 200)  # piece by piece as in one go
+    again, same_truth = cut(case, centre, size, change(matrix, warp))
+    torch.testing.assert_close(again, patch)
+    assert torch.equal(same_truth, truth)
+
+
+@pytest.mark.parametrize("flat", [0, 1, 2])
+def test_a_slice_reads_its_slice_alone_and_a_turned_patch_the_box_it_touches(store_case, monkeypatch, flat):
+    case = store_case(coordinates((40, 40, 40)), spacing=(1.0, 0.7, 2.3))
+    read, boxes = type(case).read, []
+    monkeypatch.setattr(type(case), "read", lambda self, box: boxes.append(box) or read(self, box))
+    size = [12, 12, 12]
+    size[flat] = 1
+    angles = np.zeros(3)
+    angles[flat] = 30
+    cut(case, np.array([20, 20, 20]), size, change(rotation(angles)))
+    cut(case, np.array([20, 20, 20]), (10, 10, 10), change(rotation((0, 45, 0))))
+    slices, turned = ([part.stop - part.start for part in box] for box in boxes)
+    assert slices[flat] == 1
+    assert turned[1] <= 13
+    assert max(turned) < 40
 
 
 def ball(shape, spacing, radius):

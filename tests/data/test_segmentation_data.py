@@ -3,6 +3,7 @@ import logging
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from medseg_se.data.augmentation import Augmentation
@@ -181,6 +182,76 @@ def test_a_cpu_takes_no_workers_unless_asked(make, monkeypatch):
     assert data.train_dataloader().num_workers == 2
 
 
+class Watching(pl.LightningModule):
+    """A model that keeps the batches it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.batches = torch.nn.Parameter(torch.zeros(())), {"train": [], "val": []}
+
+    def training_step(self, batch, batch_idx):
+        self.batches["train"].append(batch)
+        return self.weight * batch["image"].mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.batches["val"].append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"patch_size": [8, 6], "slice_axis": "coronal"}], ids=["volumes", "slices"])
+def test_patches_changed_on_the_device_are_those_that_workers_change(make, tmp_path, options):
+    def batches(**more):
+        strong = {"spatial_probability": 0.8, "elastic": 1.0, "mirror": ["left-right"], "intensity_probability": 0.5}
+        data = make(batch_size=3, batches_per_epoch=3, **strong, **options, **more)
+        model = Watching()
+        pl.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        ).fit(model, data)
+        return model.batches
+
+    by_workers, on_device = batches(num_workers=0), batches(num_workers=1, augment_on="device")
+    for stage, count in (("train", 3), ("val", 1)):
+        assert len(by_workers[stage]) == len(on_device[stage]) == count
+        for first, second in zip(by_workers[stage], on_device[stage], strict=True):
+            assert torch.equal(second["labels"], first["labels"])
+            torch.testing.assert_close(second["image"], first["image"], atol=1e-4, rtol=1e-5)
+
+
+def test_weights_are_those_of_the_named_structures(make):
+    names = make().structures.names
+    assert make().settings.weights == (1.0, 1.0)
+    assert make(sampling_weights={names[1]: 2.5}).settings.weights == (1.0, 2.5)
+    assert make(sampling_weights={names[0]: 0}).settings.weights == (0.0, 1.0)
+    with pytest.raises(UsageError, match=r"leave a structure .* but all are 0"):
+        make(sampling_weights=dict.fromkeys(names, 0.0))
+    with pytest.raises(UsageError, match=rf"Unknown structure in `sampling_weights` '{names[1]}s'. Did you mean '{names[1]}'"):
+        make(sampling_weights={f"{names[1]}s": 1.0})
+    with pytest.raises(UsageError, match=r"weights of at least 0 in `sampling_weights`, but got -1"):
+        make(sampling_weights={names[1]: -1.0})
+
+
+def test_each_channel_may_be_scaled_in_its_own_way(make):
+    data = make(intensity=["minmax", "dataset"], window=[[0, 100], [-5, 200]], mean=[0.0, 40.0], deviation=[1.0, 10.0])
+    assert data.preprocessing.intensity == ("minmax", "dataset")
+    assert data.preprocessing.window == ((0, 100), (-5, 200))
+    data.setup("fit")
+    first = np.array(data.training[0].image())
+    assert (first[0].min(), first[0].max()) == (0, 1)
+    assert first[1].min() >= -4.5
+    assert first[1].max() <= 16
+    with pytest.raises(UsageError, match="one for each of 2, but got 3"):
+        make(intensity=["minmax", "zscore", "none"])
+
+
 # ------------------------------------------------------------------------------------------------------------ what it tells
 
 
@@ -231,6 +302,8 @@ def test_structures_can_be_given_by_file(make, tmp_path):
         ({"batch_size": 0}, "Expected `batch_size` to be at least 1, but got 0"),
         ({"batches_per_epoch": -3}, "Expected `batches_per_epoch` to be at least 1, but got -3"),
         ({"num_workers": -1}, "Expected `num_workers` to be at least 0, but got -1"),
+        ({"augment_on": "gpu"}, "Expected `augment_on` to be workers or device, but got 'gpu'"),
+        ({"storage": "zip"}, "Unknown storage 'zip'"),
         ({"seed": -1}, "Expected `seed` to be at least 0, but got -1"),
         ({"spacing": [1.0, 1.0]}, "Expected `spacing` to be three positive numbers in mm, but got [1.0, 1.0]"),
         ({"spacing": [1.0, 0.0, 1.0]}, "Expected `spacing` to be three positive numbers in mm"),

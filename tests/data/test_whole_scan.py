@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from medseg_se.data.augmentation import NO_AUGMENTATION, Augmentation, SpatialChange, draw_spatial
+from medseg_se.data.cutting import read_patch
 from medseg_se.data.datalist import Case
 from medseg_se.data.preprocessing import Preprocessing
-from medseg_se.data.sampling import cut
 from medseg_se.data.whole_scan import TrainingScans, WholeScan, WholeScanDataset, centred, moved, resized
 from medseg_se.errors import DataError
 
@@ -73,16 +73,14 @@ def test_turning_and_scaling_are_those_of_patches(flat):
 
     class Stored:
         lowest = tuple(x.amin(dim=(1, 2, 3)).tolist())
+        shape = tuple(size)
 
-        def image(self):
-            return x.numpy()
-
-        def labels(self):
-            return np.zeros(size, dtype=np.int16)
+        def read(self, box):
+            return x.numpy()[(slice(None), *box)], np.zeros(size, dtype=np.int16)[tuple(box)]
 
     Stored.spacing = tuple(spacing)
     change = draw_spatial(Augmentation(spatial_probability=1.0), np.random.default_rng(3), "RAS", flat)
-    expected, _ = cut(Stored(), np.array(size) // 2, size, SpatialChange(change.matrix, None, ()))
+    expected, _ = read_patch(Stored(), np.array(size) // 2, size, SpatialChange(change.matrix, None, ())).cut()
     axes = [axis for axis in range(3) if axis != flat]
     matrix = change.matrix[np.ix_(axes, axes)] * spacing[axes] / spacing[axes][:, None]
     plain = x if flat is None else x.squeeze(flat + 1)
