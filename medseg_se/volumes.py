@@ -6,6 +6,7 @@ Axes are those of the file until `reorient` says otherwise; world coordinates ar
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from medseg_se.errors import DataError, UsageError
 from medseg_se.files import atomic_write
 from medseg_se.nifti import MEMORY_LIMIT, SUFFIXES, affine_of, read_voxels, scaling_of, spacing_of
+from medseg_se.resampling import by_vote, cubic
 
 Array = npt.NDArray[Any]
 Interpolation = Literal["nearest", "linear", "cubic"]
@@ -152,15 +154,25 @@ def resampled_shape(volume: Volume, spacing: tuple[float, float, float]) -> tupl
     return i, j, k
 
 
-def resample(volume: Volume, shape: tuple[int, int, int], interpolation: Interpolation = "linear") -> Volume:
+def resample(
+    volume: Volume, shape: tuple[int, int, int], interpolation: Interpolation = "linear", nearest: int | None = None
+) -> Volume:
     """Resample onto a grid of `shape` voxels over the same field of view (outer voxel faces stay where they are).
 
     The same shape returns the same voxels. "nearest" copies values; "linear" and "cubic" are for scans. Label maps take
     `resample_labels`.
+
+    Args:
+        volume: What is resampled.
+        shape: Voxels along (i, j, k).
+        interpolation: How.
+        nearest: With "cubic", an axis along which values are taken from the nearest voxel, as suits thick slices.
     """
     if shape == volume.shape:
         return volume
-    order = {"nearest": "sitkNearestNeighbor", "linear": "sitkLinear", "cubic": "sitkBSpline"}[interpolation]
+    if interpolation == "cubic":
+        return _on_grid(volume, cubic(volume.array, shape, nearest))
+    order = {"nearest": "sitkNearestNeighbor", "linear": "sitkLinear"}[interpolation]
     return _resample(volume, shape, order)
 
 
@@ -170,10 +182,10 @@ def resample_labels(volume: Volume, shape: tuple[int, int, int]) -> Volume:
         return volume
     if volume.array.dtype.kind not in "iu":
         raise UsageError(f"Expected integer labels, but got {volume.array.dtype}.")
-    return _resample(volume, shape, "sitkLabelLinear")
+    return _on_grid(volume, np.stack([by_vote(channel, shape) for channel in volume.array]))
 
 
-def grid_of(affine: npt.NDArray[np.float64], old: tuple[int, int, int], new: tuple[int, int, int]) -> npt.NDArray[np.float64]:
+def grid_of(affine: npt.NDArray[np.float64], old: Sequence[int], new: Sequence[int]) -> npt.NDArray[np.float64]:
     """Return the affine of a grid of `new` voxels that covers the field of view of `old` voxels under `affine`."""
     scale = np.array(old) / np.array(new)
     result = affine.copy()
@@ -197,8 +209,12 @@ def _resample(volume: Volume, shape: tuple[int, int, int], order: str) -> Volume
         resampler.SetOutputOrigin(((scale - 1) / 2).tolist())
         resampler.SetUseNearestNeighborExtrapolator(True)
         channels.append(SimpleITK.GetArrayFromImage(resampler.Execute(source)).transpose(2, 1, 0))
-    array = np.ascontiguousarray(np.stack(channels)).astype(volume.array.dtype, copy=False)
-    return replace(volume, array=array, affine=grid_of(volume.affine, volume.shape, shape), header=None)
+    return _on_grid(volume, np.ascontiguousarray(np.stack(channels)).astype(volume.array.dtype, copy=False))
+
+
+def _on_grid(volume: Volume, array: Array) -> Volume:
+    """Return resampled voxels (C, I, J, K) with their affine."""
+    return replace(volume, array=array, affine=grid_of(volume.affine, volume.shape, array.shape[1:]), header=None)
 
 
 # ------------------------------------------------------------------------------------------------------------------- writing

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from medseg_se.data.sampling import EpochSampler, Sample
 from medseg_se.data.store import StoredCase
+from medseg_se.data.synthesiser import Synthesiser
 from medseg_se.errors import UsageError, unknown_name
 from medseg_se.structures import Structures
 
@@ -119,10 +120,11 @@ class WholeScans(Dataset[Sample]):
 
     Args:
         cases: The stored cases.
+        synthesiser: Makes the scans of cases of a label map alone.
     """
 
-    def __init__(self, cases: Sequence[StoredCase]) -> None:
-        self.cases = cases
+    def __init__(self, cases: Sequence[StoredCase], synthesiser: Synthesiser | None = None) -> None:
+        self.cases, self.synthesiser = cases, synthesiser
 
     def __len__(self) -> int:
         """Return the number of scans."""
@@ -131,9 +133,9 @@ class WholeScans(Dataset[Sample]):
     def __getitem__(self, place: int) -> Sample:
         """Return "image" float32 (C, I, J, K), "labels" int64 (I, J, K) and "lowest" (C,)."""
         case = self.cases[place]
-        image, labels = case.read([slice(0, length) for length in case.shape])
-        return {
-            "image": torch.from_numpy(image),
-            "labels": torch.from_numpy(labels.astype(np.int64)),
-            "lowest": Tensor(case.lowest),
-        }
+        read, labels = case.read([slice(0, length) for length in case.shape])
+        image, lowest = torch.from_numpy(read), Tensor(case.lowest)
+        if case.channels == 0 and self.synthesiser is not None:
+            image = self.synthesiser.whole(case)
+            lowest = image.amin(dim=(1, 2, 3))
+        return {"image": image, "labels": torch.from_numpy(labels.astype(np.int64)), "lowest": lowest}

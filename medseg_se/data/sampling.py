@@ -30,6 +30,8 @@ from medseg_se.data.augmentation import (
 from medseg_se.data.cutting import RawPatch, read_patch
 from medseg_se.data.intensity_changes import apply_intensity
 from medseg_se.data.store import StoredCase
+from medseg_se.data.synthesis import SyntheticChange
+from medseg_se.data.synthesiser import Synthesiser
 from medseg_se.structures import Structures
 
 Array = npt.NDArray[Any]
@@ -67,12 +69,14 @@ class Draw:
         centre: The voxel (I, J, K) of the scan at the centre of the patch.
         spatial: How the patch lies in the scan.
         intensity: How its intensities change.
+        synthetic: What its intensities are made with instead; None for those of the scan.
     """
 
     case: int
     centre: Array
     spatial: SpatialChange
     intensity: IntensityChange
+    synthetic: SyntheticChange | None = None
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,14 @@ class RawSample:
         intensity: How its intensities change.
         swapped: Table of structure indices where left and right change places; None where they stay.
         flat_axis: The axis across the slice, which is left out; None for volumes.
+        synthetic: Makes the intensities instead, and with what; None for those of the scan.
     """
 
     patch: RawPatch
     intensity: IntensityChange
     swapped: Tensor | None
     flat_axis: int | None
+    synthetic: tuple[Synthesiser, SyntheticChange] | None = None
 
     def finished(self) -> Sample:
         """Return "image" float32 (C, *size) and "labels" int64 (*size), made on the device where the patch lies."""
@@ -97,7 +103,11 @@ class RawSample:
         if self.swapped is not None:
             known = self.swapped.index_select(0, labels.clamp(min=0).int().view(-1)).view(labels.shape)
             labels = torch.where(labels < 0, labels, known)
-        image = apply_intensity(image, self.intensity)
+        if self.synthetic is None:
+            image = apply_intensity(image, self.intensity)
+        else:
+            synthesiser, change = self.synthetic
+            image = synthesiser.make(labels, change)
         if self.flat_axis is not None:
             image, labels = image.squeeze(self.flat_axis + 1), labels.squeeze(self.flat_axis)
         return {"image": image.contiguous(), "labels": labels.long()}
@@ -120,12 +130,20 @@ class PatchDataset(Dataset[Sample]):
         settings: See `PatchSettings`.
         augmentation: Random changes; None for plain patches.
         structures: Tells which labels change places when left and right are mirrored.
+        synthesiser: Makes scans for cases of a label map alone, and for some of the others if it is asked for; such patches
+            are bent by its own ranges, unless they are plain.
     """
 
     def __init__(
-        self, cases: Sequence[StoredCase], settings: PatchSettings, augmentation: Augmentation | None, structures: Structures
+        self,
+        cases: Sequence[StoredCase],
+        settings: PatchSettings,
+        augmentation: Augmentation | None,
+        structures: Structures,
+        synthesiser: Synthesiser | None = None,
     ) -> None:
         self.cases, self.settings, self.augmentation = list(cases), settings, augmentation or NO_AUGMENTATION
+        self.synthesiser, self.plain = synthesiser, augmentation is None
         self.swapped = torch.from_numpy(structures.mirrored())
         self.weights = np.array(settings.weights or [1.0] * len(structures.names))
         self.left_right = next(axis for axis, letter in enumerate(settings.orientation) if letter in "LR")
@@ -147,14 +165,23 @@ class PatchDataset(Dataset[Sample]):
         chosen = int(order[place])
         rng = np.random.default_rng((settings.seed, 2, number))
         centre = self._centre(rng, self.cases[chosen])
+        case, maker = self.cases[chosen], self.synthesiser
         spatial = draw_spatial(self.augmentation, rng, settings.orientation, settings.flat_axis)
-        return Draw(chosen, centre, spatial, draw_intensity(self.augmentation, rng, self.cases[chosen].channels))
+        intensity = draw_intensity(self.augmentation, rng, case.channels)
+        if maker is None or not maker.takes(case, rng):
+            return Draw(chosen, centre, spatial, intensity)
+        if not self.plain:
+            spatial = maker.deform(rng, settings.size, case.spacing, settings.flat_axis, spatial.mirrored)
+        return Draw(chosen, centre, spatial, intensity, maker.draw(rng, settings.size, case.spacing))
 
     def read(self, draw: Draw) -> RawSample:
         """Read what the drawn patch touches."""
-        patch = read_patch(self.cases[draw.case], draw.centre, self.settings.size, draw.spatial)
+        case, synthetic = self.cases[draw.case], None
+        if self.synthesiser is not None and draw.synthetic is not None:
+            case, synthetic = case.without_image(), (self.synthesiser, draw.synthetic)
+        patch = read_patch(case, draw.centre, self.settings.size, draw.spatial)
         swapped = self.swapped if self.left_right in draw.spatial.mirrored else None
-        return RawSample(patch, draw.intensity, swapped, self.settings.flat_axis)
+        return RawSample(patch, draw.intensity, swapped, self.settings.flat_axis, synthetic)
 
     def _centre(self, rng: np.random.Generator, case: StoredCase) -> Array:
         """Draw the voxel at the centre of the patch; patches stay inside the scan where it is large enough."""

@@ -30,6 +30,8 @@ from medseg_se.data.loading import (
 from medseg_se.data.preprocessing import Crop, ImageInterpolation, Preprocessing
 from medseg_se.data.sampling import PatchDataset, PatchSettings, RawPatches, RawSample, Sample
 from medseg_se.data.store import StoredCase, prepare_cases
+from medseg_se.data.synthesiser import Synthesiser, read_ranges
+from medseg_se.data.tissues import tissues_of
 from medseg_se.errors import DataError, UsageError
 from medseg_se.volumes import read_labels
 
@@ -81,6 +83,9 @@ class SegmentationData(pl.LightningDataModule):
         gamma: Largest relative change of the exponent.
         low_resolution: Largest coarsening factor.
         intensity_probability: Share of the patches to which each intensity change is applied; null takes nnU-Net's shares.
+        synthetic: Share of the training patches whose intensities are made from their labels instead of taken from the scan;
+            1 trains on synthetic scans alone. Those of cases of a label map alone are always made, in validation too.
+        synthesis: Ranges from which they are drawn, some of the fields of `Synthesis`, such as `contrast: t1`.
         progress: Whether preparing shows a progress bar.
     """
 
@@ -124,6 +129,8 @@ class SegmentationData(pl.LightningDataModule):
         gamma: float = 0.3,
         low_resolution: float = 2.0,
         intensity_probability: float | None = None,
+        synthetic: float = 0.0,
+        synthesis: dict[str, float | str | list[float]] | None = None,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -141,12 +148,14 @@ class SegmentationData(pl.LightningDataModule):
             by_channel(mean),
             by_channel(deviation),
         )
-        self.preprocessing.for_channels(self.in_channels)
+        scalings = self.preprocessing.for_channels(self.in_channels)
+        self.synthesiser = Synthesiser(read_ranges(synthesis), tissues_of(self.structures), scalings, synthetic)
         check_storage(storage)
         strengths = {item.name: self.hparams[item.name] for item in fields(Augmentation)}
         self.augmentation = Augmentation(**{**strengths, "mirror": tuple(mirror)})
-        if not 0 <= foreground <= 1:
-            raise UsageError(f"Expected `foreground` between 0 and 1, but got {foreground}.")
+        for name, share in (("foreground", foreground), ("synthetic", synthetic)):
+            if not 0 <= share <= 1:
+                raise UsageError(f"Expected `{name}` between 0 and 1, but got {share}.")
         if augment_on not in get_args(Place):
             raise UsageError(f"Expected `augment_on` to be workers or device, but got {augment_on!r}.")
         for name, value, least in (
@@ -217,7 +226,7 @@ class SegmentationData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Return augmented patches, `batches_per_epoch` batches an epoch."""
-        patches = PatchDataset(self.training, self.settings, self.augmentation, self.structures)
+        patches = PatchDataset(self.training, self.settings, self.augmentation, self.structures, self.synthesiser)
         on_device = self.augment_on == "device"
         workers = worker_count(self.num_workers)
         dataset: Dataset[Any] = RawPatches(patches) if on_device else patches
@@ -239,17 +248,18 @@ class SegmentationData(pl.LightningDataModule):
         """Return one plain patch a validation case while fitting, whole scans for `validate`."""
         if self.trainer is not None and self.trainer.state.fn == "fit":
             settings = replace(self.settings, foreground=1.0, weights=())
-            dataset = PatchDataset(self.validation, settings, None, self.structures)
+            only_bare = replace(self.synthesiser, share=0.0)
+            dataset = PatchDataset(self.validation, settings, None, self.structures, only_bare)
             return DataLoader(dataset, self.batch_size, sampler=range(len(dataset)), num_workers=0)
         return self.whole_scans()
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Return the labelled test cases of the datalist as whole prepared scans, one a batch, (1, C, I, J, K)."""
-        return DataLoader(WholeScans(self.test), batch_size=1)
+        return DataLoader(WholeScans(self.test, self.synthesiser), batch_size=1)
 
     def whole_scans(self) -> DataLoader[Sample]:
         """Return the validation cases as whole prepared scans, one a batch, (1, C, I, J, K)."""
-        return DataLoader(WholeScans(self.validation), batch_size=1)
+        return DataLoader(WholeScans(self.validation, self.synthesiser), batch_size=1)
 
     def _prepare(self, cases: Sequence[Case]) -> list[StoredCase]:
         return prepare_cases(

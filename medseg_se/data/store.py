@@ -64,6 +64,10 @@ class StoredCase:
         """Number of channels; 0 for a case of a label map alone."""
         return len(self.lowest)
 
+    def without_image(self) -> StoredCase:
+        """Return the same case as one of a label map alone, whose scan is not read."""
+        return replace(self, image_file=None, lowest=())
+
     def image(self) -> Array:
         """Return the prepared scan, float32 (C, I, J, K), which is read where it is sliced.
 
