@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 from medseg_se.cli.attention import cost, inspect
 from medseg_se.cli.networks import networks
+from medseg_se.cli.planning import plan
 from medseg_se.errors import UsageError
 
-__all__ = ["check", "configs", "cost", "demo", "evaluate", "inspect", "networks", "predict"]
+__all__ = ["check", "configs", "cost", "demo", "evaluate", "inspect", "networks", "plan", "predict"]
 
 if TYPE_CHECKING:
     from medseg_se.evaluation.result import Evaluation

@@ -19,6 +19,7 @@ TRAINING = {
 }
 COMMANDS = {
     "check": "read every file of a dataset once and say what would break training",
+    "plan": "fit a training to a dataset, this machine, a time and a memory",
     "predict": "segment scans with one checkpoint or several",
     "evaluate": "per-structure Dice of predictions against the truth",
     "inspect": "see what attention does inside a network on one scan",
