@@ -1,5 +1,7 @@
 """N4 bias correction: the slow change of brightness over an MR scan, which coils cause, is estimated and divided out.
 
+The field is known but for a factor, so that the brightness of the whole scan may change too.
+
 Tustison et al., "N4ITK: Improved N3 Bias Correction", IEEE Transactions on Medical Imaging 29(6), 2010.
 """
 
@@ -33,6 +35,8 @@ def correct_bias(image: Volume, inside: npt.NDArray[np.bool_] | None = None) -> 
     seen = image.array if inside is None else image.array[:, inside]
     if seen.min() <= HU:
         raise DataError(f"It has values down to {float(seen.min()):g}, as CT in HU does; N4 is for MR. Leave `--n4` out.")
+    if sum(length > 1 for length in image.shape) < 2:
+        raise DataError(f"It has {image.shape} voxels, too few for a bias field. Leave `--n4` out.")
     channels = [_corrected(channel.astype(np.float32), inside, image.spacing) for channel in image.array]
     return replace(image, array=np.stack(channels))
 
@@ -47,14 +51,17 @@ def _corrected(
         judged = SimpleITK.OtsuThreshold(full, 0, 1) > 0
     else:
         judged = _to_sitk((inside & (channel > 0)).astype(np.uint8), spacing)
-    factors = [max(1, min(SHRINK, length // LEAST)) for length in channel.shape]
+    factors = [max(1, min(SHRINK, length // LEAST)) for length in full.GetSize()]
     small, small_mask = SimpleITK.Shrink(full, factors), SimpleITK.Shrink(judged, factors)
     if not SimpleITK.GetArrayViewFromImage(small_mask).any() or float(channel.max()) <= 0:
         raise DataError("It has no bright voxels by which a bias field could be judged. Leave `--n4` out, or mend its mask.")
     n4 = SimpleITK.N4BiasFieldCorrectionImageFilter()
     n4.SetNumberOfThreads(1)  # cases are converted side by side
-    n4.Execute(small, small_mask)
-    field = SimpleITK.GetArrayFromImage(n4.GetLogBiasFieldAsImage(full)).transpose(2, 1, 0)
+    try:
+        n4.Execute(small, small_mask)
+        field = SimpleITK.GetArrayFromImage(n4.GetLogBiasFieldAsImage(full)).T.reshape(channel.shape)
+    except RuntimeError as error:
+        raise DataError(f"N4 fails on it: {str(error).strip().splitlines()[-1]} Leave `--n4` out.") from error
     corrected = channel / np.exp(field)
     result = corrected if inside is None else np.where(inside, corrected, channel)
     return np.ascontiguousarray(result, dtype=np.float32)
@@ -63,6 +70,7 @@ def _corrected(
 def _to_sitk(array: npt.NDArray[Any], spacing: tuple[float, float, float]) -> Any:
     import SimpleITK
 
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-    image.SetSpacing(spacing)
+    wide = [axis for axis in range(3) if array.shape[axis] > 1] or [0]  # a slice is a picture in two dimensions
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.reshape([array.shape[axis] for axis in wide]).T))
+    image.SetSpacing([spacing[axis] for axis in wide])
     return image

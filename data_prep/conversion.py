@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,14 +24,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from medseg_se.data.pictures import NO_STRUCTURES, read_picture
 from medseg_se.errors import DataError, UsageError, describe_os_error
-from medseg_se.files import atomic_write, write_json, write_text
+from medseg_se.files import alone, atomic_write, write_json, write_text
 from medseg_se.volumes import Volume, write_volume
 
 from .collection import Collection, Item, Scan
 from .steps import Steps
 
 FORMAT = 1  # raise it when the same source gives other files
-SUMMARY, LOG = "conversion.json", ".conversion.jsonl"
+SUMMARY, LOG, LOCK = "conversion.json", ".conversion.jsonl", ".conversion.lock"
+FOLDERS = ("imagesTr", "imagesTs", "labelsTr", "labelsTs")
 SHOWN = 20  # names of cases that are shown on screen; all stand in the summary
 
 
@@ -85,9 +86,15 @@ def convert(
     _check(collection, output)
     if steps != Steps() and any(item.read is None for item in collection.items):
         raise UsageError("Pictures are copied as they are; leave out the options that change scans.")
+    collection = _without_twins(collection)
     if dry_run:
         return _list(collection)
-    known = _known(output)
+    with alone(output / LOCK):
+        return _convert(collection, output, steps, options, workers)
+
+
+def _convert(collection: Collection, output: Path, steps: Steps, options: Mapping[str, Any], workers: int | None) -> int:
+    known, before = _known(output)
     keys = {item.id: _key(item, collection, steps, options) for item in collection.items}
     ready = {item.id: known[item.id] for item in collection.items if _is_done(known.get(item.id), keys[item.id], output)}
     waiting = [item for item in collection.items if item.id not in ready]
@@ -96,6 +103,11 @@ def convert(
     records = {item.id: ready.get(item.id) or made[item.id] for item in collection.items}
     done = [item for item in collection.items if not records[item.id].why]
     left_out = {**collection.left_out, **{name: record.why for name, record in records.items() if record.why}}
+    listed = {name for record in records.values() for name in record.written}
+    for name, record in records.items():
+        if not record.why and name in known:  # of a case that went from training to testing or back, one copy stays
+            _remove(output, known[name].written.keys() - listed)
+    unlisted = sorted(name for name in before - listed if (output / name).is_file())
     summary = {
         **options,
         "format": FORMAT,
@@ -103,23 +115,22 @@ def convert(
         "usable": len(done),
         "left_out": left_out,
         "notes": list(collection.notes),
+        "unlisted": unlisted,
         "cases": {name: asdict(record) for name, record in records.items()},
     }
-    for name, record in records.items():
-        if not record.why and name in known:  # of a case that went from training to testing or back, one copy stays
-            _remove(output, known[name].written.keys() - record.written.keys())
     write_json(output / SUMMARY, summary)
     (output / LOG).unlink(missing_ok=True)
     if not done:
-        first = next(iter(left_out.items()))
+        name, why = next(iter(left_out.items()))
         raise DataError(
-            f"None of the {summary['found']} cases can be used, the first, {first[0]}, because: {first[1]} "
+            f"None of the {summary['found']} cases can be used, the first, {name}, because: {why} "
             f"All reasons stand in {output / SUMMARY}."
         )
     for name, text in collection.tables.items():
         write_text(output / name, text)
     write_json(output / "dataset.json", _description(collection, done, records))
-    _report(collection, output, records, len(done) - sum(not record.why for record in made.values()), left_out)
+    there = len(done) - sum(not record.why for record in made.values())
+    _report(collection, output, records, there, left_out, unlisted)
     return 1 if left_out else 0
 
 
@@ -130,19 +141,35 @@ def _check(collection: Collection, output: Path) -> None:
     if not collection.items:
         reasons = [f"{name}: {why}" for name, why in collection.left_out.items()]
         raise DataError(f"No case of {collection.name} can be used. {' '.join(reasons[:1])}".strip())
-    names: set[str] = set()
     for item in collection.items:
         path = PurePosixPath(item.id)
         if not item.id or path.is_absolute() or "\\" in item.id or any(part in (".", "..") for part in item.id.split("/")):
             raise DataError(f"Expected the name of a case to be one of a file, but got {item.id!r} ({item.files[0]}).")
-        if item.id.lower() in names:
-            raise DataError(f"Two cases are called {item.id!r}, the second from {item.files[0]}; rename one of them.")
-        names.add(item.id.lower())
     if (output / "dataset.json").exists() and not (output / SUMMARY).exists():
         raise UsageError(f"{output} already holds a dataset that was not converted here. Choose another output folder.")
     sources = {path.resolve().parent for item in collection.items for path in item.files[:1]}
     if any(output.resolve() == folder or output.resolve() in folder.parents for folder in sources):
         raise UsageError(f"The output folder {output} holds the source itself. Choose another one.")
+
+
+def _without_twins(collection: Collection) -> Collection:
+    """Leave out cases whose names cannot be those of files: several of one name, or one that is no text."""
+    owners: dict[str, list[Item]] = {}
+    for item in collection.items:
+        owners.setdefault(item.id.lower(), []).append(item)
+    left_out = dict(collection.left_out)
+    for name, items in owners.items():
+        if len(items) > 1:
+            files = ", ".join(str(item.files[0]) for item in items)
+            left_out[name] = f"{len(items)} cases have this name ({files}). Rename or remove all but one."
+        elif not name.isprintable():  # such as bytes that are no UTF-8
+            left_out[_printable(name)] = "Its name holds characters that are no text. Rename the file."
+    kept = [item for item in collection.items if _printable(item.id.lower()) not in left_out]
+    return replace(collection, items=kept, left_out=left_out)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _list(collection: Collection) -> int:
@@ -157,11 +184,14 @@ def _list(collection: Collection) -> int:
     return 1 if collection.left_out else 0
 
 
-def _known(output: Path) -> dict[str, Record]:
-    """Return what earlier runs recorded, finished ones and the one that was killed."""
+def _known(output: Path) -> tuple[dict[str, Record], set[str]]:
+    """Return what earlier runs recorded, finished ones and the one that was killed, and the names of all files they wrote."""
     found: dict[str, Any] = {}
+    files: set[str] = set()
     with suppress(OSError, ValueError, KeyError, TypeError):  # none, or not ours: then every case is made
-        found.update(json.loads((output / SUMMARY).read_text(encoding="utf-8"))["cases"])
+        summary = json.loads((output / SUMMARY).read_text(encoding="utf-8"))
+        found.update(summary["cases"])
+        files.update(map(str, summary["unlisted"]))
     if (output / LOG).is_file():
         for line in (output / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
@@ -173,28 +203,33 @@ def _known(output: Path) -> dict[str, Record]:
     for name, record in found.items():
         with suppress(AttributeError, KeyError, TypeError):  # not ours either
             records[name] = Record(**{**record, "notes": tuple(record["notes"]), "written": dict(record["written"])})
-    return records
+            files.update(records[name].written)
+    return records, files
 
 
 def _open(output: Path) -> None:
-    """Make the folder, and take away the list until everything in it is there."""
+    """Make the folder, clear away what a killed run had begun, and take away the list until everything in it is there."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / "dataset.json").unlink(missing_ok=True)
+        for folder in FOLDERS:
+            for partial in (output / folder).rglob(".*.part"):
+                partial.unlink(missing_ok=True)
     except OSError as error:
         raise describe_os_error(output, error) from error
 
 
 def _remove(output: Path, names: Iterable[str]) -> None:
     for name in names:
-        (output / name).unlink(missing_ok=True)
+        if name.startswith(FOLDERS) and ".." not in PurePosixPath(name).parts:
+            (output / name).unlink(missing_ok=True)
 
 
 def _key(item: Item, collection: Collection, steps: Steps, options: Mapping[str, Any]) -> str:
-    facts = [[str(path), *_stamp(path)] for path in (*item.files, *steps.files(item.id))]
+    facts = [[str(path.resolve()), *_stamp(path)] for path in (*item.files, *steps.files(item.id))]
     meaning = collection.structures.to_dict() if collection.structures else None
     content = json.dumps([FORMAT, facts, collection.channels, meaning, asdict(steps), options, item.test], default=str)
-    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(content.encode(errors="backslashreplace"), digest_size=16).hexdigest()
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -255,11 +290,11 @@ def _convert_all(
 
 
 def _convert_one(item: Item, key: str, collection: Collection, output: Path, steps: Steps) -> Record:
-    missing = [path for path in item.files if not path.is_file()]
+    missing = {path: why for path in item.files if (why := _why_not(path))}
     if missing:
-        first = "One of its files" if collection.private else str(missing[0])
+        path, why = next(iter(missing.items()))
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-        return Record(key, why=f"{first} is missing{more}. Restore it and run the same command again.")
+        return Record(key, why=f"{'One of its files' if collection.private else path} {why}{more}. Mend that and run it again.")
     part = "Ts" if item.test else "Tr"
     try:
         if item.read is None:
@@ -268,8 +303,22 @@ def _convert_one(item: Item, key: str, collection: Collection, output: Path, ste
         return _write(item, key, scan, output, part)
     except DataError as error:
         return Record(key, why=str(error))
+    except OSError as error:
+        which = "one of its files" if collection.private else error.filename or "one of its files"
+        return Record(key, why=f"Cannot read {which}: {error.strerror or error}. Mend that and run it again.")
     except MemoryError:
         return Record(key, why="Not enough memory to read it. Run the same command again with `--workers 1`.")
+
+
+def _why_not(path: Path) -> str:
+    """Return why a file cannot be read, or nothing."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if path.is_file() else "is no file"
 
 
 def _checked(scan: Scan, collection: Collection, item: Item) -> Scan:
@@ -289,6 +338,9 @@ def _checked(scan: Scan, collection: Collection, item: Item) -> Scan:
         structures = collection.structures
         if structures is not None:
             structures.encode(np.unique(labels.array), where=str(labels.path or item.files[-1]))
+    if image is not None and labels is not None:
+        # Of two affines that differ in the last digit, one may count as turned where the other does not.
+        return replace(scan, labels=replace(labels, affine=image.affine))
     return scan
 
 
@@ -322,6 +374,8 @@ def compact(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if not np.array_equal(whole, array):
             return array.astype(np.float32, copy=False)
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if array.dtype.kind == "u" and high > np.iinfo(np.int64).max:
+        raise DataError(f"It holds values up to {high}, which no label map needs. Is it damaged?")
     for kind in (np.uint8, np.int16, np.uint16, np.int32):
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return array.astype(kind, copy=False)
@@ -360,7 +414,12 @@ def _entry(item: Item, record: Record) -> dict[str, Any]:
 
 
 def _report(
-    collection: Collection, output: Path, records: Mapping[str, Record], before: int, left_out: Mapping[str, str]
+    collection: Collection,
+    output: Path,
+    records: Mapping[str, Record],
+    before: int,
+    left_out: Mapping[str, str],
+    unlisted: Sequence[str],
 ) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     done = sum(not record.why for record in records.values())
@@ -372,11 +431,16 @@ def _report(
         console.print(f"note: {note}")
     _print_some(console, "note: ", {name: " ".join(record.notes) for name, record in records.items() if record.notes}, output)
     _print_some(console, "left out: ", left_out, output)
+    if unlisted:
+        console.print(
+            f"note: {len(unlisted)} files of earlier runs, such as {output / unlisted[0]}, belong to no case any more. "
+            "They stay, but are not in dataset.json; remove them if they are not wanted."
+        )
     console.print(f"Written to {output / 'dataset.json'}; `medseg-se check {output}` looks through it.")
 
 
 def _print_some(console: Console, word: str, lines: Mapping[str, str], output: Path) -> None:
     for name in list(lines)[:SHOWN]:
-        console.print(f"{word}{name}: {lines[name]}")
+        console.print(_printable(f"{word}{name}: {lines[name]}"))
     if len(lines) > SHOWN:
         console.print(f"{word}{len(lines) - SHOWN} more, all in {output / SUMMARY}")

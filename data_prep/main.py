@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medseg_se.cli.main import add_options, make_parser, run_function
-from medseg_se.errors import DataError, MedsegError, UsageError, unknown_name
+from medseg_se.cli.main import add_options, guarded, make_parser, run_function
+from medseg_se.errors import DataError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from .collection import Collection
@@ -42,14 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0
-    try:
-        return _run(arguments)
-    except MedsegError as error:
-        print(f"medseg-prep: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("medseg-prep: interrupted; the same command makes what is missing", file=sys.stderr)
-        return 130
+    return guarded("medseg-prep", lambda: _run(arguments), "the same command makes what is missing")
 
 
 def _run(arguments: list[str]) -> int:
@@ -75,14 +68,15 @@ def _convert(name: str, find: Callable[..., Collection], arguments: Sequence[str
     by_hand = ["source", "output", "collection", "steps", "options"]
     groups = [add_options(parser, part, by_hand) for part in (find, Steps, convert)]
     given = parser.parse_args(list(arguments)).as_dict()
-    own, steps, how = ({option: given[option] for option in group} for group in groups)
+    own, chosen, how = ({option: given[option] for option in group} for group in groups)
+    steps = Steps(**chosen)  # refuses what makes no sense before the source is searched
     source = Path(given["source"])
     if not source.exists():
         raise DataError(f"No such file or folder: {source}.")
     output = Path(given["output"])
     if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise UsageError(f"Expected an output folder outside of {source}, or a rerun would find its own results in it.")
-    return convert(find(source, **own), output, Steps(**steps), {"converter": name, **own}, **how)
+    return convert(find(source, **own), output, steps, {"converter": name, **own}, **how)
 
 
 def _overview() -> str:

@@ -61,6 +61,8 @@ class Steps:
             check_orientation(self.reorient)
         if self.mask is not None and self.mask != "labels" and not Path(self.mask).is_dir():
             raise UsageError(f"Expected `mask` to be 'labels' or a folder of masks, but got {self.mask!r}.")
+        if not math.isfinite(self.outside) or not math.isfinite(self.threshold or 0.0):
+            raise UsageError(f"Expected `outside` and `threshold` to be finite, but got {self.outside} and {self.threshold}.")
         if self.outside != 0 and self.mask is None:
             raise UsageError("Expected `mask` with `outside`, but got none: nothing lies outside.")
         if self.spacing is not None and (len(self.spacing) != 3 or not all(0 < value < 1e3 for value in self.spacing)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from medseg_se.errors import describe_os_error
+from medseg_se.errors import DataError, UsageError, describe_os_error
 
 
 @contextmanager
@@ -40,23 +41,74 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
             partial.unlink(missing_ok=True)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield every file in `folder` and the folders below it, in order; what is hidden is left out, links are followed.
+
+    Raises:
+        DataError: A folder cannot be looked into. To pass over it in silence would leave out what it holds.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"Cannot look into {error.filename}: {error.strerror}. Make it readable, or move it away.") from error
+
+    seen: set[tuple[int, int]] = set()
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(root).stat()
+        if (here.st_dev, here.st_ino) in seen:  # a link back to where it lies
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let no other process into a block with the same `path`, which need not exist; the system lets go when this one ends.
+
+    Where the system has no such locks, the block just runs.
+
+    Raises:
+        UsageError: Another process is in it.
+        OutputError: The file cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a")
+    except OSError as error:
+        raise describe_os_error(path, error) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                f"Another run is writing to {path.parent}. Wait until it has ended, or choose another folder."
+            ) from error
+        yield
+
+
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` to `path` in UTF-8, atomically."""
+    """Write `text` to `path` in UTF-8, atomically; what cannot be said in it, as in odd names of files, is escaped."""
     with atomic_write(path) as stream:
-        stream.write(text.encode("utf-8"))
+        stream.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write `content` to `path` as indented JSON, atomically. NaN is written as null."""
-    write_text(path, json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `content` to `path` as indented JSON, atomically. NaN and infinity, which JSON has not, are written as null."""
+    write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _without_nan(content: Any) -> Any:
+def _finite(content: Any) -> Any:
     if isinstance(content, dict):
-        return {str(key): _without_nan(value) for key, value in content.items()}
+        return {str(key): _finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and content != content else content
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _umask() -> int:

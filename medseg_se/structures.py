@@ -110,7 +110,7 @@ class Structures:
         """
         table = self._index_of_value()
         low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
-        if high - low >= 2**16 or high >= 2**31:  # far apart: too long for a lookup by value
+        if high - low >= 2**16 or high >= 2**31 or low < -(2**31):  # far apart: too long for a lookup by value
             present, positions = np.unique(labels, return_inverse=True)
             offsets = positions.reshape(labels.shape)
         else:

@@ -32,27 +32,43 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 fine, 1 a result that is not, 2 an error of the user, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    interrupted = "what was finished is kept, and the same command goes on from there"
+    return guarded("medseg-se", lambda: _dispatch(arguments), interrupted)
+
+
+def guarded(program: str, run: Callable[[], int], interrupted: str) -> int:
+    """Return the exit code of `run`; what a user can mend is said in one line, and only a bug keeps its traceback.
+
+    Args:
+        program: What runs, for messages.
+        run: Returns an exit code.
+        interrupted: What a user who pressed Ctrl-C is told.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        return run()
     except MedsegError as error:
-        return _complain(" ".join(str(error).splitlines()))
+        return _complain(program, " ".join(str(error).split()))
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         _discard_output()
         return 0
     except OSError as error:
         if error.filename is not None:
-            return _complain(f"Cannot read or write {error.filename}: {error.strerror}.")
+            return _complain(program, f"Cannot read or write {error.filename}: {error.strerror}.")
         if error.errno != errno.ENOSPC:
             raise
         _discard_output()
-        return _complain(str(describe_os_error("the output", error)))
+        return _complain(program, str(describe_os_error("the output", error)))
     except KeyboardInterrupt:
-        print("medseg-se: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        print(f"{program}: interrupted; {interrupted}", file=sys.stderr)
         return 130
 
 
-def _complain(text: str) -> int:
-    print(f"medseg-se: error: {text}", file=sys.stderr)
+def _complain(program: str, text: str) -> int:
+    print(f"{program}: error: {text}", file=sys.stderr)
     return 2
 
 

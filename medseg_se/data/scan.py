@@ -52,4 +52,5 @@ def read_truth(case: Case, structures: Structures, image: Volume) -> Volume:
     difference = image.same_grid(labels)
     if difference:
         raise DataError(f"Image and label map of case {case.id} lie on different grids: {difference} ({case.label}).")
-    return replace(labels, array=structures.encode(labels.array, where=str(case.label)))
+    # With the affine of the image: of two that differ in the last digit, one may count as turned where the other does not.
+    return replace(labels, affine=image.affine, array=structures.encode(labels.array, where=str(case.label)))

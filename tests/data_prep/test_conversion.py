@@ -17,12 +17,16 @@ from medseg_se.data_prep.main import main
 from medseg_se.data_prep.steps import Steps
 from sources import AFFINE, label_map, scan, summary, times, voxels, write, write_json
 
-from medseg_se.data.datalist import read_datalist
+from medseg_se.data.datalist import Case, read_datalist
+from medseg_se.data.preprocessing import Preprocessing
+from medseg_se.data.store import prepare_cases
 from medseg_se.errors import DataError, OutputError, UsageError
+from medseg_se.files import alone
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume, read_image, read_labels
 
 LIVER = Structures({"liver": (1,)})
+NOTHING = Steps()
 
 
 def make_task(root, cases=3):
@@ -44,8 +48,8 @@ def item(path, labels=None, image=None, **more):
     return Item(more.pop("id", path.name[:-7]), (path,), lambda: Scan(image or read_image(path), labels), **more)
 
 
-def run(items, output, structures=LIVER, **more):
-    return convert(Collection("Made", ("CT",), structures, items, **more), output, Steps(), {"converter": "made"})
+def run(items, output, structures=LIVER, steps=NOTHING, **more):
+    return convert(Collection("Made", ("CT",), structures, items, **more), output, steps, {"converter": "made"})
 
 
 def test_a_rerun_makes_nothing_anew(task, tmp_path, capsys):
@@ -223,12 +227,6 @@ def test_no_worker_is_refused(task, tmp_path, capsys):
     assert "Expected `workers` to be at least 1, but got 0." in capsys.readouterr().err
 
 
-def test_two_cases_of_one_name_are_refused(tmp_path):
-    first, second = write(tmp_path / "a/case.nii.gz", scan(0)), write(tmp_path / "b/Case.nii.gz", scan(1))
-    with pytest.raises(DataError, match="Two cases are called 'Case'"):
-        run([item(first), item(second)], tmp_path / "out")
-
-
 @pytest.mark.parametrize("name", ["../evil", "/evil", "", "a/./b", "a\\b"])
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
     path = write(tmp_path / "source/case.nii.gz", scan(0))
@@ -355,3 +353,85 @@ def test_the_smallest_type_that_holds_the_same_numbers(values, kind):
     small = compact(array)
     assert small.dtype == kind
     np.testing.assert_array_equal(small, array)
+
+
+def test_cases_of_one_name_are_left_out_and_the_rest_goes_on(tmp_path):
+    paths = [write(tmp_path / f"source/{name}.nii.gz", scan(number)) for number, name in enumerate(("1/a", "2/A", "c"))]
+    assert run([item(path) for path in paths], tmp_path / "out") == 1  # some file systems do not tell a from A
+    assert [case.id for case in read_datalist(tmp_path / "out").training] == ["c"]
+    assert "2 cases have this name" in summary(tmp_path / "out")["left_out"]["a"]
+
+
+def test_a_name_that_is_no_text_is_left_out(tmp_path, capsys):
+    good, odd = (write(tmp_path / f"source/{name}.nii.gz", scan(0)) for name in ("good", "caf\udce9"))
+    assert run([item(good), item(odd)], tmp_path / "out") == 1
+    assert [case.id for case in read_datalist(tmp_path / "out").training] == ["good"]
+    assert main(["decathlon", str(tmp_path / "missing\udce9"), str(tmp_path / "other")]) == 2
+    assert "missing\\udce9" in capsys.readouterr().err
+
+
+def test_a_second_run_into_one_folder_is_refused(task, tmp_path, capsys):
+    with alone(tmp_path / "out" / ".conversion.lock"):
+        assert main(["decathlon", str(task), str(tmp_path / "out")]) == 2
+    assert "Another run is writing to" in capsys.readouterr().err
+    assert main(["decathlon", str(task), str(tmp_path / "out")]) == 0
+
+
+def test_files_that_belong_to_no_case_any_more_stay_and_are_named(task, tmp_path, capsys):
+    assert main(["decathlon", str(task), str(tmp_path / "out")]) == 0
+    (task / "imagesTr/c1.nii.gz").unlink()
+    for _ in range(2):  # and they are still known the next time
+        capsys.readouterr()
+        assert main(["decathlon", str(task), str(tmp_path / "out")]) == 1
+        assert summary(tmp_path / "out")["unlisted"] == ["imagesTr/c1.nii.gz", "labelsTr/c1.nii.gz"]
+        assert "2 files of earlier runs" in capsys.readouterr().out
+    assert len(read_datalist(tmp_path / "out").training) == 2
+
+
+def test_what_a_killed_run_had_begun_is_cleared_away(task, tmp_path):
+    partial = tmp_path / "out/imagesTr/.c0.nii.gz.abc.part"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"half")
+    assert main(["decathlon", str(task), str(tmp_path / "out")]) == 0
+    assert not partial.exists()
+
+
+def test_a_source_is_the_same_by_any_path(task, tmp_path, monkeypatch):
+    assert main(["decathlon", str(task), str(tmp_path / "out")]) == 0
+    before = times(tmp_path / "out")
+    monkeypatch.chdir(task)
+    assert main(["decathlon", ".", str(tmp_path / "out")]) == 0
+    assert times(tmp_path / "out") == before
+
+
+def test_numbers_that_json_has_not_become_null(tmp_path):
+    path = write(tmp_path / "source/a.nii.gz", scan(0))
+    assert run([item(path, attributes={"age": float("inf"), "weight": float("nan"), "height": 1.8})], tmp_path / "out") == 0
+    (case,) = read_datalist(tmp_path / "out").training
+    assert case.attributes == {"age": None, "weight": None, "height": 1.8}
+
+
+def test_values_that_no_file_holds_leave_the_case_out(tmp_path):
+    assert compact(np.array([0, 2**63 - 1], np.uint64)).dtype == np.int64
+    with pytest.raises(DataError, match="values up to 9223372036854775813"):
+        compact(np.array([0, 2**63 + 5], np.uint64))
+
+
+def test_image_and_label_map_are_turned_alike_whatever_the_last_digit_of_their_affines(tmp_path):
+    """At 45 degrees the axis that an affine's first column counts as changes with the last digit."""
+
+    def affine(degrees):
+        a = np.radians(degrees)
+        return np.array([[np.cos(a), -np.sin(a), 0, 0], [np.sin(a), np.cos(a), 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[1:4, 2:7, 3] = 1
+    path = write(tmp_path / "source/a.nii.gz", (labels * 100).astype(np.int16), affine(45 - 1e-5))
+    truth = write(tmp_path / "source/a_labels.nii.gz", labels, affine(45 + 1e-5))
+    image, label = read_image(path), read_labels(truth)
+    assert image.orientation != label.orientation
+    assert run([item(path, label, image)], tmp_path / "out", structures=LIVER, steps=Steps(reorient="RAS")) == 0
+    np.testing.assert_array_equal(voxels(tmp_path / "out/imagesTr/a.nii.gz") > 50, voxels(tmp_path / "out/labelsTr/a.nii.gz"))
+    case = Case("a", (path,), truth)
+    (stored,) = prepare_cases([case], Preprocessing(intensity="none"), LIVER, tmp_path / "store", 1, progress=False)
+    np.testing.assert_array_equal(np.array(stored.image())[0] > 50, np.array(stored.labels()) == 1)

@@ -276,3 +276,21 @@ def test_a_label_map_alone_goes_through_the_steps(tmp_path, write_scan, make_aff
 def test_steps_that_make_no_sense_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         Steps(**options)
+
+
+def test_n4_takes_a_slice_and_refuses_a_line():
+    x, y = np.meshgrid(np.linspace(-1, 1, 64), np.linspace(-1, 1, 64), indexing="ij")
+    inside = x**2 + y**2 < 0.8
+    field = np.exp(0.4 * x)
+    image = Volume((100 * inside * field)[None, :, :, None].astype(np.float32), np.eye(4))
+    corrected = Steps(n4=True)(Scan(image), "a").image.array[0, :, :, 0]
+    before, after = ((values[inside].std() / values[inside].mean()) for values in (image.array[0, :, :, 0], corrected))
+    assert after < before / 4
+    with pytest.raises(DataError, match="too few for a bias field"):
+        Steps(n4=True)(Scan(Volume(np.ones((1, 9, 1, 1), np.float32), np.eye(4))), "a")
+
+
+@pytest.mark.parametrize("options", [{"mask": "labels", "outside": float("nan")}, {"crop": True, "threshold": float("inf")}])
+def test_values_that_are_not_finite_are_refused(options):
+    with pytest.raises(UsageError, match="to be finite"):
+        Steps(**options)
