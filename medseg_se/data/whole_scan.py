@@ -22,16 +22,17 @@ from torch.utils.data import Dataset
 
 from medseg_se.data.augmentation import Augmentation, draw_intensity, draw_spatial
 from medseg_se.data.datalist import Case
+from medseg_se.data.entries import entry
 from medseg_se.data.intensity_changes import apply_intensity
 from medseg_se.data.pictures import Colour, read_picture
 from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.sampling import Sample
 from medseg_se.data.scan import read_channels
 from medseg_se.errors import DataError
-from medseg_se.files import atomic_write
 
 Array = npt.NDArray[Any]
-FORMAT = 1
+FORMAT = 2
+FILE = "image.npy"
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,9 @@ class WholeScan:
         """
         recipe = json.dumps([FORMAT, self.preprocessing.to_dict(), self.size, self.channels, self.flat_axis, self.colour])
         key = hashlib.blake2b(f"{digest}:{recipe}".encode(), digest_size=16).hexdigest()
-        path = folder / f"{key}.npy"
-        if not path.is_file():
-            array = self.read(case).numpy()
-            with atomic_write(path) as stream:
-                np.save(stream, array)
-        return path
+        place = folder / f"whole-{key}"
+        entry(place, lambda: ({FILE: self.read(case).numpy()}, {}))
+        return place / FILE
 
 
 def resized(array: Tensor, shape: Sequence[int]) -> Tensor:

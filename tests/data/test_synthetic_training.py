@@ -76,6 +76,19 @@ def test_a_share_of_the_patches_is_synthetic_and_the_rest_stay_as_they_were(data
     assert not any(real.draw(number).synthetic for number in range(20))
 
 
+def test_scans_and_label_maps_alone_train_together(dataset):
+    content = json.loads((dataset / "dataset.json").read_text())
+    for entry in content["training"][::2]:
+        entry["image"] = None
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    data = make(dataset)
+    drawn = patches(data)
+    alone = [drawn.cases[drawn.draw(number).case].channels == 0 for number in range(12)]
+    assert set(alone) == {True, False}
+    assert [drawn.draw(number).synthetic is not None for number in range(12)] == alone
+    assert {tuple(drawn[number]["image"].shape) for number in range(12)} == {(1, 16, 12, 16)}
+
+
 def test_the_intensities_of_a_synthetic_patch_owe_nothing_to_the_scan(dataset, tmp_path, write_decathlon):
     data = make(dataset, synthetic=1.0)
     other = make(dataset, synthetic=1.0, intensity="minmax", window=[0.0, 1.0])

@@ -143,6 +143,16 @@ def test_the_store_is_keyed_by_content_and_settings(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------------------ datasets
 
 
+def test_a_damaged_file_of_the_store_is_made_again(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "one.png")
+    case = Case("one", (tmp_path / "one.png",))
+    file = PICTURES.store(case, "digest", tmp_path / "store")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert PICTURES.store(case, "digest", tmp_path / "store") == file
+    assert file.read_bytes() == whole
+
+
 @pytest.fixture
 def stored(tmp_path):
     files = []
