@@ -16,6 +16,7 @@ from pathlib import Path
 
 from medseg_se.data.scan import read_channels
 from medseg_se.errors import DataError
+from medseg_se.files import files_below
 from medseg_se.structures import Structures
 from medseg_se.volumes import is_scan, read_labels
 
@@ -77,7 +78,7 @@ def find(source: Path) -> Collection:
 
 def _files(source: Path, pattern: re.Pattern[str]) -> Found:
     found: Found = defaultdict(dict)
-    for path in sorted(source.rglob("*.[nN][iI][iI]*")):
+    for path in sorted(files_below(source)):
         match = pattern.fullmatch(path.name) if is_scan(path) else None
         if match:
             found[path.parent, match["case"]].setdefault(match["kind"].lower(), path)

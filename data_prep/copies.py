@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +24,12 @@ from medseg_se.data.pictures import read_picture
 from medseg_se.errors import DataError, UsageError
 
 ALIKE = 0.975  # correlation of thumbnails of `FINE` pixels from which two pictures are one
-LIKELY = 0.96  # of `COARSE` pixels, from which the fine ones are compared; smoother thumbnails always correlate more
+LIKELY = 0.96  # of `COARSE` pixels, from which the fine ones are compared; coarse ones mostly correlate more, but not always
 FINE, COARSE = 64, 32
 DARK = 0.1  # share of the bright intensity below which a pixel is taken for background
 BLOCK = 1024  # pictures compared with all others at once
 
 Array = npt.NDArray[Any]
-
-_NONE = np.empty((0, FINE, FINE), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def print_all(paths: Sequence[Path]) -> tuple[dict[Path, Print], dict[Path, str]
 
 
 def find_links(prints: Sequence[Print], alike: float = ALIKE) -> list[Link]:
-    """Return pairs that connect all pictures which show the same, at least one for each such picture.
+    """Return pairs that connect all pictures which show the same, one less than each set of them has.
 
     Args:
         prints: The pictures.
@@ -97,37 +94,38 @@ def find_links(prints: Sequence[Print], alike: float = ALIKE) -> list[Link]:
         first = first_of.setdefault(entry.digest, place)
         if first != place:
             links.append(Link((first, place), "identical", 1.0))
-    different = sorted(first_of.values())  # each of the others is linked already
-    best: dict[tuple[int, int], Link] = {}
-    for view in ("whole", "inner"):
-        thumbnails = np.stack([getattr(prints[place], view) for place in different]) if different else _NONE
-        for a, b, mirrored in _likely(thumbnails):
-            others = thumbnails[b][:, :, ::-1] if mirrored else thumbnails[b]
-            correlations = (_normalised(thumbnails[a]) * _normalised(others)).sum(axis=1)
-            for near in np.flatnonzero(correlations >= alike):
-                pair, correlation = (different[a[near]], different[b[near]]), min(1.0, float(correlations[near]))
-                if pair not in best or correlation > best[pair].correlation:
-                    best[pair] = Link(pair, "mirrored" if mirrored else "similar", correlation)
-    return [*links, *(best[pair] for pair in sorted(best))]
+    return [*links, *_find_alike(prints, sorted(first_of.values()), alike)]  # each of the others is linked already
 
 
-def connected(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Return the sets of 0 … `count` - 1 that `pairs` connect, also those of one member, in order of their first."""
-    leader = list(range(count))
+def _find_alike(prints: Sequence[Print], places: Sequence[int], alike: float) -> list[Link]:
+    """Return pairs among `places` that connect all which are alike, and no more of them than that takes."""
+    views = [np.stack([getattr(prints[place], view) for place in places]) for view in ("whole", "inner")] if places else []
+    links: list[Link] = []
+    sets = np.arange(len(places))  # the set of each; of two in one set nothing is left to be found
+    for mirrored, thumbnails in ((mirrored, view) for mirrored in (False, True) for view in views):
+        for a, b in _likely(thumbnails, mirrored):
+            apart = sets[a] != sets[b]
+            a, b = a[apart], b[apart]
+            if not len(a):
+                continue
+            correlations = _correlate(thumbnails, a, b, mirrored)
+            for near in np.argsort(-correlations, kind="stable"):
+                one, other = int(a[near]), int(b[near])
+                if correlations[near] < alike:
+                    break
+                if sets[one] != sets[other]:
+                    sets[sets == sets[other]] = sets[one]
+                    best = max(float(_correlate(view, a[[near]], b[[near]], mirrored)[0]) for view in views)
+                    kind = "mirrored" if mirrored else "similar"
+                    links.append(Link((places[one], places[other]), kind, min(1.0, best)))
+    return sorted(links, key=lambda link: link.pair)
 
-    def lead(member: int) -> int:
-        while leader[member] != member:
-            leader[member] = leader[leader[member]]
-            member = leader[member]
-        return member
 
-    for a, b in pairs:
-        low, high = sorted((lead(a), lead(b)))
-        leader[high] = low
-    members: Mapping[int, list[int]] = defaultdict(list)
-    for member in range(count):
-        members[lead(member)].append(member)
-    return [members[first] for first in sorted(members)]
+def _correlate(thumbnails: Array, a: Array, b: Array, mirrored: bool) -> Array:
+    """Return the correlation (N,) of each of the pairs at places `a` and `b`, (N,)."""
+    others = thumbnails[b][:, :, ::-1] if mirrored else thumbnails[b]
+    correlations: Array = (_normalised(thumbnails[a]) * _normalised(others)).sum(axis=1)
+    return correlations
 
 
 def _print_or_reason(path: Path) -> Print | str:
@@ -155,19 +153,18 @@ def _bright_box(grey: Array) -> tuple[int, int, int, int] | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _likely(thumbnails: Array) -> Iterator[tuple[Array, Array, bool]]:
-    """Yield pairs whose coarse thumbnails correlate: places a and b > a, a few thousand at once, and whether b is mirrored."""
+def _likely(thumbnails: Array, mirrored: bool) -> Iterator[tuple[Array, Array]]:
+    """Yield pairs whose coarse thumbnails correlate, with b `mirrored` or not: places a and b > a, a few thousand at once."""
     ratio = FINE // COARSE
     coarse = thumbnails.reshape(-1, COARSE, ratio, COARSE, ratio).mean((2, 4), dtype=np.float32)
-    straight, mirrored = _normalised(coarse), _normalised(coarse[:, :, ::-1])
+    straight = _normalised(coarse)
+    others = _normalised(coarse[:, :, ::-1]) if mirrored else straight
     for start in range(0, len(coarse), BLOCK):
-        rows = straight[start : start + BLOCK]
-        for others, is_mirrored in ((straight, False), (mirrored, True)):
-            a, b = np.nonzero(rows @ others[start:].T >= LIKELY)
-            later = b > a
-            a, b = a[later] + start, b[later] + start
-            for first in range(0, len(a), BLOCK):
-                yield a[first : first + BLOCK], b[first : first + BLOCK], is_mirrored
+        a, b = np.nonzero(straight[start : start + BLOCK] @ others[start:].T >= LIKELY)
+        later = b > a
+        a, b = a[later] + start, b[later] + start
+        for first in range(0, len(a), BLOCK):
+            yield a[first : first + BLOCK], b[first : first + BLOCK]
 
 
 def _normalised(pictures: Array) -> Array:

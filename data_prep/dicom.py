@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from medseg_se.dicom import Found, Series, find_series, read_series
 from medseg_se.errors import DataError, UsageError
 
 from .collection import Collection, Item, Scan
+from .groups import Identity, by_patient, connected
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ def find(source: Path, *, modality: str | None = None, group: Group = "patient",
     Args:
         source: A folder, or one file of the series that is wanted.
         modality: Which one to convert, such as CT, MR or PT, if there are several.
-        group: What a split must not part: everything of a patient (by PatientID, else by name and date of birth, else the
-            study), of a study, or nothing but the volumes of one series.
+        group: What a split must not part: everything of a patient (by PatientID; what has none by name and date of birth, or
+            by the study that it shares), of a study, or nothing but the volumes of one series.
         slices: Series of fewer are left out.
     """
     if group not in get_args(Group):
@@ -98,22 +99,25 @@ def _groups(found: Sequence[Series], kind: Group) -> dict[str, str]:
 
     A group is called after its first series, for a digest of a patient's number could be found by trying all numbers.
     """
-    members: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for series in found:
-        members[_belongs_to(series, kind)].append(series.uid)
-    return {uid: f"{kind}_{_digest(min(uids))}" for uids in members.values() for uid in uids}
+    identities = [_identity(series) for series in found]
+    if kind == "patient":
+        members = by_patient(identities)
+    else:
+        names = [identity.study if kind == "study" else "" for identity in identities]
+        first_of: dict[str, int] = {}
+        keys = [name or f"series {series.uid}" for name, series in zip(names, found, strict=True)]
+        members = connected(len(keys), [(first_of.setdefault(key, place), place) for place, key in enumerate(keys)])
+    named = [[found[place].uid for place in places] for places in members]
+    return {uid: f"{kind}_{_digest(min(uids))}" for uids in named for uid in uids}
 
 
-def _belongs_to(series: Series, kind: Group) -> tuple[str, ...]:
-    tags = series.slices[0].tags
-    person = (tags.get("PatientName", "").lower(), tags.get("PatientBirthDate", ""))
-    if kind == "patient" and tags.get("PatientID"):
-        return "number", tags["PatientID"].lower()
-    if kind == "patient" and person[0]:
-        return "person", *person
-    if kind != "series" and tags.get("StudyInstanceUID"):
-        return "study", tags["StudyInstanceUID"]
-    return "series", series.uid
+def _identity(series: Series) -> Identity:
+    """Return whose a series is, by the first of its slices that says it."""
+
+    def told(tag: str) -> str:
+        return next((text for one in series.slices if (text := one.tags.get(tag, "").lower())), "")
+
+    return Identity(told("PatientID"), told("PatientName"), told("PatientBirthDate"), told("StudyInstanceUID"))
 
 
 def _item(series: Series, group: str) -> Item:
@@ -128,17 +132,17 @@ def _item(series: Series, group: str) -> Item:
 
 
 def _read(series: Series) -> Scan:
-    notes: tuple[str, ...] = ()
+    notes = [series.doubt] if series.doubt else []
     if series.part:
-        notes = (f"It is volume {series.part} of its series, whose volumes differ in {' and '.join(series.parted_by)}.",)
-    return Scan(read_series(series, name=_name(series)), notes=notes)
+        notes.append(f"It is volume {series.part} of its series, whose volumes differ in {' and '.join(series.parted_by)}.")
+    return Scan(read_series(series, name=_name(series)), notes=tuple(notes))
 
 
 def _notes(found: Found, wanted: Sequence[Series], groups: Mapping[str, str], kind: Group) -> list[str]:
     notes = [f"{count} file{'s' if count > 1 else ''} passed over: {what}." for what, count in found.skipped.items()]
     others = Counter(series.modality for series in found.series) - Counter(series.modality for series in wanted)
     notes += [f"{count} series of {name} passed over." for name, count in sorted(others.items())]
-    unnamed = sum(_belongs_to(series, kind)[0] in ("study", "series") for series in wanted) if kind == "patient" else 0
+    unnamed = sum(not (one.number or one.name) for one in map(_identity, wanted)) if kind == "patient" else 0
     if unnamed:
         notes.append(f"{unnamed} series do not say whose they are; each study is taken for a patient.")
     studies = {series.slices[0].tags.get("StudyInstanceUID") for series in wanted}

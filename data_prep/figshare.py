@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg_se.errors import DataError
+from medseg_se.files import files_below
 from medseg_se.optional import load_optional
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume
@@ -36,7 +37,7 @@ def find(source: Path) -> Collection:
     Args:
         source: Folder that holds the .mat files, also in the folders of the four archives.
     """
-    files = [path for path in source.rglob("*.mat") if re.fullmatch(r"\d+", path.stem)]
+    files = [path for path in files_below(source) if re.fullmatch(r"\d+\.mat", path.name, re.IGNORECASE)]
     if not files:
         raise DataError(f"Expected {source} to hold the files 1.mat to 3064.mat, but found none. Extract the archives first.")
     facts: dict[Path, tuple[str, str]] = {}
@@ -59,6 +60,8 @@ def _facts(path: Path) -> tuple[str, str]:
     """Return the patient and the class of a slice, without its voxels."""
     with _open(path) as content:
         codes = np.asarray(_field(content, "PID", path)).ravel()
+        if not ((codes >= 0) & (codes < 2**16)).all():
+            raise DataError(f"Expected cjdata.PID of {path} to hold the codes of letters. Download it again.")
         patient = "".join(chr(int(code)) for code in codes).strip("\0 ")
         label = float(np.asarray(_field(content, "label", path)).ravel()[0])
     if not patient:
@@ -105,9 +108,11 @@ def _open(path: Path) -> Any:
 def _field(content: Any, name: str, path: Path) -> npt.NDArray[Any]:
     """Return one field of `cjdata`; MATLAB's arrays come transposed."""
     try:
-        values: npt.NDArray[Any] = content["cjdata"][name][()]
+        values: npt.NDArray[Any] = np.asarray(content["cjdata"][name][()])
     except (KeyError, OSError, RuntimeError, TypeError) as error:
         raise DataError(f"Cannot read cjdata.{name} of {path}: it is missing or damaged. Download it again.") from error
+    if values.dtype.kind not in "biuf":
+        raise DataError(f"Expected cjdata.{name} of {path} to hold numbers, but it holds something else. Download it again.")
     if not values.size:
         raise DataError(f"cjdata.{name} of {path} is empty. Download it again.")
     return values
@@ -118,7 +123,8 @@ def _field(content: Any, name: str, path: Path) -> npt.NDArray[Any]:
 
 def _folds_of(source: Path, facts: dict[Path, tuple[str, str]]) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return the fold of each patient, from 0, and what is to be said of it."""
-    tables = sorted(source.rglob(_FOLDS)) or [path for path in (source.parent / _FOLDS,) if path.is_file()]
+    tables = [path for path in files_below(source) if path.name.lower() == _FOLDS]
+    tables = tables or [path for path in (source.parent / _FOLDS,) if path.is_file()]
     if not tables:
         return {}, (f"{_FOLDS} is not there, so the authors' folds are not kept; patients are dealt into folds anew.",)
     numbers = _read_folds(tables[0])
@@ -140,10 +146,10 @@ def _read_folds(path: Path) -> list[int]:
     """Return the fold of every file, 1 to 5; the file is of MATLAB 7.3 or older."""
     try:
         with load_optional("h5py").File(path, "r") as content:
-            values = np.asarray(content["cvind"][()]).ravel()
-    except (KeyError, OSError):
+            values = np.asarray(content["cvind"][()], dtype=np.float64).ravel()
+    except (KeyError, OSError, TypeError, ValueError):
         values = _read_older(path)
-    folds = [int(value) for value in values if value == int(value) and value >= 1]
+    folds = [int(value) for value in values if value >= 1 and np.isfinite(value) and value == int(value)]
     if not folds or len(folds) != len(values):
         raise DataError(f"Expected {path} to hold a fold from 1 for every file, but it does not. Download it again.")
     return folds

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from medseg_se.data.scan import read_channels
 from medseg_se.errors import DataError
+from medseg_se.files import files_below
 
 from .collection import Collection, Item, Scan
 
@@ -34,7 +35,7 @@ def find(source: Path, *, modality: Literal["T1", "T2", "PD", "MRA"] = "T1", tab
         modality: Which scans are taken.
         table: The CSV with the columns IXI_ID and AGE; the only CSV in the source if not given.
     """
-    matched = [(path, _SCAN.fullmatch(path.name)) for path in sorted(source.rglob("IXI*.nii*"))]
+    matched = [(path, _SCAN.fullmatch(path.name)) for path in sorted(files_below(source))]
     scans = [(path, match) for path, match in matched if match and match["modality"].upper() == modality]
     if not scans:
         raise DataError(f"Expected {source} to hold scans such as IXI002-Guys-0828-{modality}.nii.gz, but found none.")
@@ -57,13 +58,14 @@ def _read(scan: Path) -> Scan:
 
 
 def _table(source: Path) -> Path:
-    tables = [path for path in sorted(source.rglob("*.[cC][sS][vV]")) if not path.name.startswith(".")]
+    files = sorted(files_below(source))
+    tables = [path for path in files if path.suffix.lower() == ".csv"]
     if len(tables) == 1:
         return tables[0]
     if tables:
         listed = ", ".join(str(path) for path in tables)
         raise DataError(f"Expected {source} to hold one CSV with the ages, but it holds {listed}. Name it with `--table`.")
-    spreadsheets = sorted(source.rglob("IXI*.xls*"))
+    spreadsheets = [path for path in files if re.fullmatch(r"IXI.*\.xls.?", path.name, re.IGNORECASE)]
     if spreadsheets:
         raise DataError(f"{spreadsheets[0]} cannot be read. Save it as CSV in a spreadsheet program, beside the scans.")
     raise DataError(f"Expected {source} to hold IXI.csv with the ages, but it holds no CSV. Download IXI.xls, save it as CSV.")

@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from medseg_se.data.datalist import read_structures
 from medseg_se.errors import DataError
+from medseg_se.files import files_below
 from medseg_se.structures import Structures
+from medseg_se.volumes import Volume
 
 from .collection import Collection, Item, Scan
 from .reading import ANY_SUFFIXES, read_any_labels
@@ -35,7 +36,7 @@ def find(source: Path, *, labels: str | None = None, unnamed: Unnamed = "refuse"
             the files, for a generator to draw as tissues of their own, but as nothing to segment; "number" makes a structure
             "label_7" of a 7. The last two read every file once more beforehand.
     """
-    paths = sorted(path for path in source.rglob("*") if _is_map(path)) if source.is_dir() else []
+    paths = sorted(path for path in files_below(source) if _is_map(path)) if source.is_dir() else []
     if not paths:
         raise DataError(f"Expected {source} to be a folder of label maps ({', '.join(ANY_SUFFIXES)}), but it holds none.")
     table = _table(source, labels)
@@ -45,7 +46,7 @@ def find(source: Path, *, labels: str | None = None, unnamed: Unnamed = "refuse"
 
 
 def _is_map(path: Path) -> bool:
-    return path.name.lower().endswith(ANY_SUFFIXES) and not path.name.startswith(".") and path.is_file()
+    return path.name.lower().endswith(ANY_SUFFIXES)
 
 
 def _table(source: Path, labels: str | None) -> Structures | None:
@@ -82,7 +83,7 @@ def _named(table: Structures | None) -> Iterable[int]:
 
 
 def _without_names(path: Path) -> str:
-    values = sorted(_values(read_any_labels(path).array))
+    values = sorted(_values(read_any_labels(path)))
     shown = ", ".join(map(str, values[:40])) + (", …" if len(values) > 40 else "")
     return (
         f"No table says what the label values mean; {path} holds {shown}. Give one with `--labels FILE` (a JSON such as "
@@ -97,16 +98,20 @@ def _values_of_all(paths: Sequence[Path]) -> set[int]:
 
 def _values_if_readable(path: Path) -> set[int]:
     try:
-        return _values(read_any_labels(path).array)
+        return _values(read_any_labels(path))
     except DataError:
         return set()  # the conversion leaves it out and says why
 
 
-def _values(labels: npt.NDArray[Any]) -> set[int]:
-    low, high = int(labels.min()), int(labels.max())
+def _values(labels: Volume) -> set[int]:
+    array = labels.array
+    low, high = int(array.min()), int(array.max())
+    if max(-low, high) >= 2**31:
+        worst = low if -low > high else high
+        raise DataError(f"{labels.path} holds the value {worst}, too large for a label. Is it a label map, and intact?")
     if high - low < 2**20:  # counting is quicker than sorting
-        return set((np.flatnonzero(np.bincount(labels.ravel().astype(np.int64) - low)) + low).tolist())
-    return set(np.unique(labels).tolist())
+        return set((np.flatnonzero(np.bincount(array.ravel().astype(np.int64) - low)) + low).tolist())
+    return set(np.unique(array).tolist())
 
 
 def _name(path: Path, source: Path) -> str:
@@ -116,7 +121,7 @@ def _name(path: Path, source: Path) -> str:
 
 def _read(path: Path, structures: Structures) -> Scan:
     labels = read_any_labels(path)
-    if extra := sorted(_values(labels.array).difference(_named(structures))):
+    if extra := sorted(_values(labels).difference(_named(structures))):
         shown = ", ".join(map(str, extra[:12])) + (", …" if len(extra) > 12 else "")
         raise DataError(
             f"{path} holds values that no name is known of: {shown}. Name them in the table, or say what becomes of them with "

@@ -16,14 +16,16 @@ from typing import Literal
 import numpy as np
 
 from medseg_se.errors import DataError
+from medseg_se.files import files_below
 from medseg_se.structures import Structures
-from medseg_se.volumes import Volume, is_scan, read_image, read_labels
+from medseg_se.volumes import Volume, read_image, read_labels
 
 from .collection import Collection, Item, Scan
+from .folders import folders_in
 from .freesurfer_labels import WHOLE_BRAIN_27
 
 SECOND_SCANS = ("1023", "1024", "1025", "1038", "1039")
-_NAME = re.compile(r"(?P<case>(?P<subject>\d{4})_\d+)\.nii(\.gz)?", re.IGNORECASE)
+_NAME = re.compile(r"(?P<case>(?P<subject>\d{4})_\d+)(?P<label>_glm)?\.nii(\.gz)?", re.IGNORECASE)
 _LARGEST = 207  # the largest label value of Neuromorphometrics' protocol
 _PARCELS = 100  # label values from here on are parcels of the cortex, even ones on the right and odd ones on the left
 
@@ -83,43 +85,46 @@ def find(source: Path, *, structures: Literal["28", "all"] = "28", rescans: bool
     folders = _folders(source)
     named = {name: (_VALUES[name],) for name in (WHOLE_BRAIN_27 if structures == "28" else _VALUES)}
     kept = tuple(value for (value,) in named.values())
-    items, second = [], []
+    items, second, left_out = [], [], {}
     for part in ("training", "testing"):
-        images = folders.get(f"{part}-images")
-        for image in sorted(filter(is_scan, images.iterdir())) if images else []:
-            found = _NAME.fullmatch(image.name)
-            if found is None:
-                continue
-            case, subject = found["case"], found["subject"]
+        images, labels = (_scans(folders.get(f"{part}-{what}"), what == "labels") for what in ("images", "labels"))
+        for case in sorted(images.keys() | labels.keys()):
+            subject = case.partition("_")[0]
             if subject in SECOND_SCANS:
                 second.append(case)
                 if not rescans:
                     continue
-            label = _label_of(case, folders.get(f"{part}-labels"), image, needed=part == "training")
+            if case not in images:
+                left_out[case] = f"{labels[case]} has no scan {part}-images/{case}.nii.gz. Restore it."
+                continue
+            image, label = images[case], labels.get(case)
+            if label is None and (part == "training" or "testing-labels" in folders):
+                label = image.parent.with_name(f"{part}-labels") / f"{case}_glm.nii.gz"  # to be missed by name
             files = (image,) if label is None else (image, label)
             attributes = {"rescan": True} if subject in SECOND_SCANS else {}
             items.append(Item(case, files, partial(_read, image, label, kept), subject, None, part == "testing", attributes))
     if not items:
         raise DataError(f"Expected {source} to hold scans such as training-images/1000_3.nii.gz, but found none.")
-    return Collection("MALC 2012", ("T1",), Structures(named), items, notes=_notes(second, rescans))
+    return Collection("MALC 2012", ("T1",), Structures(named), items, left_out, _notes(second, rescans))
 
 
 def _folders(source: Path) -> dict[str, Path]:
     """Return the folders of the dataset by their names in lower case; they may lie one folder down."""
-    within = sorted(entry for entry in source.iterdir() if entry.is_dir()) if source.is_dir() else []
-    for folder in (source, *within):
-        named = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else {}
+    for folder in (source, *folders_in(source)):
+        named = {entry.name.lower(): entry for entry in folders_in(folder)}
         if "training-images" in named or "testing-images" in named:
             return named
     raise DataError(f"Expected {source} to hold training-images and training-labels, but it does not.")
 
 
-def _label_of(case: str, folder: Path | None, image: Path, needed: bool) -> Path | None:
-    """Return the label map of `case`, or where it should be; None if there are none to be had of this part."""
-    if folder is None:
-        return image.parent.with_name("training-labels") / f"{case}_glm.nii.gz" if needed else None
-    plain = folder / f"{case}_glm.nii"
-    return plain if plain.is_file() else folder / f"{case}_glm.nii.gz"
+def _scans(folder: Path | None, labels: bool) -> dict[str, Path]:
+    """Return case → its scan in a folder, or its label map."""
+    found: dict[str, Path] = {}
+    for path in files_below(folder) if folder else ():
+        match = _NAME.fullmatch(path.name) if path.parent == folder else None
+        if match and bool(match["label"]) == labels:
+            found.setdefault(match["case"], path)
+    return found
 
 
 def _notes(second: list[str], rescans: bool) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from medseg_se.structures import Structures
 from medseg_se.volumes import read_labels
 
 from .collection import Collection, Item, Scan
+from .folders import folders_in
 
 _SUBJECT = re.compile(r"OASIS_(?P<person>OAS\d_\d+)_MR\d+", re.IGNORECASE)
 _LINE = re.compile(r"(?P<value>\d+)\s+(?P<name>\S+)(\s+\d+){3,4}\s*")  # value, name, red, green, blue, perhaps opacity
@@ -55,10 +56,8 @@ def find(
 
 def _subjects(source: Path) -> tuple[Path, list[tuple[Path, str]]]:
     """Return the folder that holds the subjects, and each subject with the name of the person."""
-    within = sorted(entry for entry in source.iterdir() if entry.is_dir()) if source.is_dir() else []
-    for root in (source, *within):
-        folders = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
-        matched = [(folder, _SUBJECT.fullmatch(folder.name)) for folder in folders]
+    for root in (source, *folders_in(source)):
+        matched = [(folder, _SUBJECT.fullmatch(folder.name)) for folder in folders_in(root)]
         subjects = [(folder, match["person"].upper()) for folder, match in matched if match]
         if subjects:
             return root, subjects
@@ -74,7 +73,7 @@ def _read_table(path: Path) -> Structures:
     if not path.is_file():
         raise DataError(f"Expected {path}, which says what the label values mean, but there is none. Extract it, too.")
     values: dict[str, tuple[int, ...]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
         text = line.partition("#")[0].strip()
         found = _LINE.fullmatch(text)
         if text and found is None:

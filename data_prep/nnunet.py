@@ -14,10 +14,12 @@ from typing import Any
 
 from medseg_se.data.datalist import Case, Datalist, read_datalist, read_json
 from medseg_se.errors import DataError
+from medseg_se.files import files_below
 from medseg_se.volumes import case_name, is_scan
 
 from .collection import Collection
 from .decathlon import case_item
+from .folders import folders_in
 
 SPLITS = "splits_final.json"
 
@@ -36,13 +38,12 @@ def find(source: Path, *, splits: str | None = None) -> Collection:
     training = [replace(case, fold=folds.get(case.id)) for case in datalist.training]
     test = [_with_truth(case, folder) for case in datalist.test]
     items = [case_item(case, held_out) for held_out, cases in ((False, training), (True, test)) for case in cases]
-    return Collection(folder.name, datalist.channels, datalist.structures, items, _unlabelled(folder, datalist), notes)
+    return Collection(folder.name, datalist.channels, datalist.structures, items, _incomplete(folder, datalist), notes)
 
 
 def _dataset_folder(source: Path) -> Path:
     """Return the folder whose dataset.json is nnU-Net's: `source`, or the only such folder in it."""
-    inner = sorted(source.iterdir()) if source.is_dir() else []
-    candidates = [folder for folder in (source, *inner) if (folder / "dataset.json").is_file()]
+    candidates = [folder for folder in (source, *folders_in(source)) if (folder / "dataset.json").is_file()]
     if not candidates:
         raise DataError(f"Expected {source} to hold dataset.json, imagesTr and labelsTr, as nnU-Net lays out a raw dataset.")
     if candidates[0] != source and len(candidates) > 1:
@@ -64,16 +65,30 @@ def _with_truth(case: Case, folder: Path) -> Case:
     return replace(case, label=label) if label.is_file() else case
 
 
-def _unlabelled(folder: Path, datalist: Datalist) -> dict[str, str]:
-    """Name the training images that have no label map: an unpacking that stopped, or cases that were never labelled."""
-    labelled = {case.id for case in datalist.training}
-    found = {case_name(path)[:-5] for path in _scans(folder / "imagesTr")}
+def _incomplete(folder: Path, datalist: Datalist) -> dict[str, str]:
+    """Name what has only a part of its files, so that it is no case yet: an unpacking that stopped."""
+    images = {part: {case_name(path)[:-5] for path in _scans(folder / f"images{part}")} for part in ("Tr", "Ts")}
+    truths = {case_name(path) for path in _scans(folder / "labelsTs")}
+    training, test = ({case.id for case in cases} for cases in (datalist.training, datalist.test))
     why = f"It has an image in {folder / 'imagesTr'}, but no label map in {folder / 'labelsTr'}. Restore it."
-    return dict.fromkeys(sorted(found - labelled), why)
+    found = dict.fromkeys(sorted(images["Tr"] - training), why)
+    for case in sorted((images["Ts"] | truths) - test):
+        there = folder / ("imagesTs" if case in images["Ts"] else "labelsTs")
+        found[case] = (
+            f"It has files in {there}, but {folder / 'imagesTs'} holds no first channel {case}_0000 of it. Restore it."
+        )
+    claimed, there_are = read_json(folder / "dataset.json").get("numTraining"), len(training | images["Tr"])
+    if isinstance(claimed, int) and claimed > there_are:
+        more = f"{claimed - there_are} more case{'s' if claimed - there_are > 1 else ''}"
+        found[more] = (
+            f"{folder / 'dataset.json'} counts {claimed} training cases (numTraining), but there are {there_are}. Restore the "
+            "others, or correct the number."
+        )
+    return found
 
 
 def _scans(folder: Path) -> Iterable[Path]:
-    return (path for path in folder.iterdir() if is_scan(path)) if folder.is_dir() else ()
+    return (path for path in files_below(folder) if path.parent == folder and is_scan(path)) if folder.is_dir() else ()
 
 
 def _splits_file(folder: Path, given: str | None) -> Path | None:

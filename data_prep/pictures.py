@@ -18,7 +18,9 @@ from medseg_se.data.pictures import PARTS, is_picture, read_class_folders
 from medseg_se.errors import DataError
 
 from .collection import Collection, Item
-from .copies import ALIKE, Link, connected, find_links, print_all
+from .copies import ALIKE, Link, find_links, print_all
+from .folders import folders_in
+from .groups import connected
 
 TABLE = "copies.csv"
 SHOWN = 20  # pictures in different classes that are named
@@ -94,7 +96,7 @@ def _pictures(source: Path) -> tuple[Path, list[Picture]]:
         raise DataError(
             f"Expected {source} to hold a folder of pictures for each class, or folders Training and Testing of such."
         )
-    are_parts = all(folder.name.lower() in PARTS for folder in inner)
+    are_parts = _are_parts(root, inner)
     cases = (
         [(folder.name, case) for folder in inner for case in _cases(folder)] if are_parts else [("", c) for c in _cases(root)]
     )
@@ -102,10 +104,20 @@ def _pictures(source: Path) -> tuple[Path, list[Picture]]:
     return root, [_picture(part, case, stems[_stem(part, case).lower()] > 1) for part, case in cases]
 
 
+def _are_parts(root: Path, inner: Sequence[Path]) -> bool:
+    """Tell the parts of a split from classes; both beside each other would make classes of what is held out."""
+    parts = [folder.name for folder in inner if folder.name.lower() in PARTS]
+    others = [folder.name for folder in inner if folder.name.lower() not in PARTS]
+    if parts and others:
+        raise DataError(
+            f"{root} holds parts of a split ({', '.join(parts)}) beside other folders ({', '.join(others)}). "
+            "Move the others away, or name one part as the source."
+        )
+    return bool(parts)
+
+
 def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "_")))
+    return [entry for entry in folders_in(folder) if not entry.name.startswith("_")]
 
 
 def _cases(folder: Path) -> tuple[Case, ...]:

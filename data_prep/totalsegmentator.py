@@ -20,11 +20,12 @@ from medseg_se.structures import Structures
 from medseg_se.volumes import Volume, case_name, is_scan, read_image, read_labels
 
 from .collection import Collection, Item, Scan
+from .folders import folders_in
 from .totalsegmentator_classes import CT_CLASSES, MR_CLASSES
 
 MASKS = "segmentations"
 CLASSES = {"ct": CT_CLASSES, "mri": MR_CLASSES}
-LISTED = 5  # pairs of overlapping structures that a note names
+LISTED = 5  # structures, or pairs of overlapping ones, that a note names
 
 
 def find(source: Path, *, structures: list[str] | None = None) -> Collection:
@@ -55,13 +56,15 @@ def find(source: Path, *, structures: list[str] | None = None) -> Collection:
         )
     table = _read_table(folders)
     values = {name: classes.index(name) + 1 for name in wanted}
-    items, left_out = [], {}
+    empty = {folder.name: folder for folder in _beside(folders) if folder.name in table and folder not in folders}
+    items, left_out = [], {name: f"{folder} holds neither scan nor masks. Restore them." for name, folder in empty.items()}
     for folder in folders:
         if table and folder.name not in table:
             left_out[folder.name] = f"meta.csv does not list {folder}, so whether it is held out is unknown. Add it there."
         else:
             items.append(_item(folder, kind, found[folder], values, table.get(folder.name, {})))
-    notes = _notes(table, folders, sorted(present - set(classes)), [name for name in classes if name not in present])
+    absent = sorted(set(table) - {folder.name for folder in folders} - set(empty))
+    notes = _notes(table, absent, sorted(present - set(classes)), [name for name in classes if name not in present])
     return Collection(
         source.resolve().name,
         ("CT" if kind == "ct" else "MR",),
@@ -74,20 +77,30 @@ def find(source: Path, *, structures: list[str] | None = None) -> Collection:
 
 def _case_folders(source: Path) -> list[Path]:
     """Return the folders with a scan or with masks, in the source or one folder further down."""
-    found = {
-        path.parent
-        for depth in ("*/", "*/*/")
-        for name in (*(f"{kind}.nii*" for kind in CLASSES), MASKS)
-        for path in source.glob(depth + name)
-        if not path.parent.name.startswith(".")
-    }
+    outer = folders_in(source)
+    found = [folder for above in (outer, *map(folders_in, outer)) for folder in above if _is_case(folder)]
     if not found:
         raise DataError(f"Expected {source} to hold folders with ct.nii.gz (or mri.nii.gz) and {MASKS}, one a case.")
     return sorted(found, key=lambda folder: folder.name)
 
 
+def _is_case(folder: Path) -> bool:
+    return (folder / MASKS).is_dir() or any(_scan(folder, kind) for kind in CLASSES)
+
+
+def _scan(folder: Path, kind: str) -> Path | None:
+    """Return the file ct.nii.gz (or mri.nii.gz), also where it is ct.nii or CT.NII.GZ."""
+    names = (path for path in sorted(folder.iterdir()) if is_scan(path))
+    return next((path for path in names if case_name(path).lower() == kind), None)
+
+
+def _beside(folders: Iterable[Path]) -> list[Path]:
+    """Return all folders where cases lie, also those that hold nothing."""
+    return [folder for parent in sorted({folder.parent for folder in folders}) for folder in folders_in(parent)]
+
+
 def _kind(source: Path, folders: Iterable[Path]) -> str:
-    kinds = {kind: [folder for folder in folders if any(folder.glob(f"{kind}.nii*"))] for kind in CLASSES}
+    kinds = {kind: [folder for folder in folders if _scan(folder, kind)] for kind in CLASSES}
     if all(kinds.values()):
         first = " and ".join(str(cases[0]) for cases in kinds.values())
         raise DataError(f"{source} mixes CT and MR ({first}), whose class numbers differ. Convert each by itself.")
@@ -100,7 +113,7 @@ def _masks(folder: Path) -> dict[str, Path]:
 
 
 def _item(folder: Path, kind: str, masks: Mapping[str, Path], values: Mapping[str, int], attributes: Mapping[str, Any]) -> Item:
-    image = next((path for path in sorted(folder.glob(f"{kind}.nii*")) if is_scan(path)), folder / f"{kind}.nii.gz")
+    image = _scan(folder, kind) or folder / f"{kind}.nii.gz"
     wanted = {name: masks.get(name, folder / MASKS / f"{name}.nii.gz") for name in values}
     test = str(attributes.get("split", "")).lower() == "test"
     read = partial(_read, image, wanted, values)
@@ -139,18 +152,22 @@ def _value(key: str, text: str) -> float | str:
     return text.strip()
 
 
-def _notes(table: Mapping[str, Any], folders: Sequence[Path], unknown: Sequence[str], lacking: Sequence[str]) -> list[str]:
+def _notes(table: Mapping[str, Any], absent: Sequence[str], unknown: Sequence[str], lacking: Sequence[str]) -> list[str]:
     notes = []
-    absent = sorted(set(table) - {folder.name for folder in folders})
     if not table:
         notes.append("There is no meta.csv, so no case is held out for testing.")
     if absent:
         notes.append(f"{len(absent)} of the {len(table)} cases in meta.csv are not here, {absent[0]} first.")
     if unknown:
-        notes.append(f"Not converted, for they have no class number: {', '.join(unknown)}.")
+        notes.append(f"Not converted, for they have no class number: {_listed(unknown)}.")
     if lacking:
-        notes.append(f"No case has a mask of: {', '.join(lacking)}.")
+        notes.append(f"No case has a mask of: {_listed(lacking)}.")
     return notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(names[:LISTED])}{more}"
 
 
 def _read(image: Path, masks: Mapping[str, Path], values: Mapping[str, int]) -> Scan:

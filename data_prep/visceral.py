@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from medseg_se.data.scan import read_channels
 from medseg_se.errors import DataError, UsageError, unknown_name
+from medseg_se.files import files_below
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume, is_scan, read_labels
 
@@ -75,7 +76,7 @@ def find(source: Path, *, modality: str | None = None, structures: list[str] | N
         source: Folder that holds volumes and segmentations, in any folders below it.
         modality: Such as CTce, or with the region, CTce_ThAb; needed where the source holds several.
         structures: Which structures are wanted. A volume that lacks the mask of one is left out, for there the structure would
-            be taken for background. Those that every volume with masks has, if not given.
+            be taken for background. Those that at least half of the volumes with masks have, if not given.
     """
     for name in structures or []:
         if name not in RADLEX:
@@ -92,7 +93,7 @@ def find(source: Path, *, modality: str | None = None, structures: list[str] | N
     for case, found in chosen.items():
         lacking = [name for name in wanted if RADLEX[name] not in found.masks]
         if lacking:
-            left_out[case] = f"{found.volume} has no mask of {', '.join(lacking)}. Add it, or leave the structure out."
+            left_out[case] = f"{found.volume} has no mask of {', '.join(lacking)}. Add it, or name other `--structures`."
             continue
         masks = {name: found.mask(name) for name in wanted}
         doubled = [name for name in wanted if len(found.masks[RADLEX[name]]) > 1]
@@ -106,7 +107,7 @@ def find(source: Path, *, modality: str | None = None, structures: list[str] | N
 
 def _gather(source: Path) -> tuple[dict[str, _Found], set[int]]:
     """Return the volumes by name, each with its masks, and the RadLex numbers that are not in the table."""
-    matched = [(path, match) for path in sorted(source.rglob("*")) if is_scan(path) and (match := _NAME.fullmatch(path.name))]
+    matched = [(path, match) for path in sorted(files_below(source)) if is_scan(path) and (match := _NAME.fullmatch(path.name))]
     cases: dict[str, _Found] = {}
     for path, match in matched:
         if match["radlex"]:
@@ -150,18 +151,18 @@ def _wanted(cases: Mapping[str, _Found], structures: Sequence[str] | None) -> tu
         return [name for name in RADLEX if name in structures], []
     annotated = [found for found in cases.values() if found.masks]
     counts = {name: sum(RADLEX[name] in found.masks for found in annotated) for name in RADLEX}
-    wanted = [name for name, count in counts.items() if annotated and count == len(annotated)]
-    if not wanted:
+    wanted = [name for name, count in counts.items() if count and 2 * count >= len(annotated)]
+    if not any(all(RADLEX[name] in found.masks for name in wanted) for found in annotated) or not wanted:
         listed = ", ".join(f"{name} ({count})" for name, count in counts.items() if count) or "none"
         raise DataError(
-            f"No structure has a mask in each of the {len(annotated)} volumes with masks; there are {listed}. "
-            "Name those you want with `--structures`."
+            f"None of the {len(annotated)} volumes with masks has one of each structure that half of them have; there are "
+            f"{listed}. Name those you want with `--structures`."
         )
-    some = [f"{name} ({count} of {len(annotated)})" for name, count in counts.items() if 0 < count < len(annotated)]
-    if not some:
+    rare = [f"{name} ({count} of {len(annotated)})" for name, count in counts.items() if 0 < 2 * count < len(annotated)]
+    if not rare:
         return wanted, []
     return wanted, [
-        f"Structures that not every volume has a mask of are not taken: {', '.join(some)}. `--structures` takes them."
+        f"Structures with masks in less than half of the volumes are not taken: {', '.join(rare)}; see `--structures`."
     ]
 
 

@@ -44,6 +44,8 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
 def files_below(folder: Path) -> Iterator[Path]:
     """Yield every file in `folder` and the folders below it, in order; what is hidden is left out, links are followed.
 
+    Of something that is no folder, nothing is yielded.
+
     Raises:
         DataError: A folder cannot be looked into. To pass over it in silence would leave out what it holds.
     """
@@ -51,6 +53,8 @@ def files_below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"Cannot look into {error.filename}: {error.strerror}. Make it readable, or move it away.") from error
 
+    if not folder.is_dir():
+        return
     seen: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         here = Path(root).stat()

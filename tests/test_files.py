@@ -6,8 +6,8 @@ import tempfile
 
 import pytest
 
-from medseg_se.errors import OutputError
-from medseg_se.files import atomic_write, write_json, write_text
+from medseg_se.errors import DataError, OutputError, UsageError
+from medseg_se.files import alone, atomic_write, files_below, write_json, write_text
 
 
 def test_a_file_appears_whole_with_its_folders(tmp_path):
@@ -95,3 +95,40 @@ def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"dice": object()})
     assert json.loads(path.read_text()) == {"dice": 1.0}
+
+
+def test_files_below_follow_links_once_and_leave_out_what_is_hidden(tmp_path):
+    for name in ("b/two", "a/one", ".hidden/three", "a/.four", "five"):
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "six").touch()
+    (tmp_path / "root" / "c").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "root")
+    found = [path.relative_to(tmp_path / "root").as_posix() for path in files_below(tmp_path / "root")]
+    assert found == ["five", "a/one", "b/two", "c/six"]
+    assert list(files_below(tmp_path / "root" / "five")) == []
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="Cannot look into .*closed: Permission denied"):
+        list(files_below(tmp_path))
+
+
+def test_one_process_alone_is_let_into_a_block(tmp_path):
+    with alone(tmp_path / "made" / "lock"):
+        with pytest.raises(UsageError, match="Another run is writing to"), alone(tmp_path / "made" / "lock"):
+            pass
+        with alone(tmp_path / "other"):
+            pass
+    with alone(tmp_path / "made" / "lock"):
+        pass

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from medseg_se.data.datalist import Case, Datalist
 from medseg_se.errors import DataError, UsageError
+from medseg_se.files import files_below
 from medseg_se.nifti import MEMORY_LIMIT
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume
@@ -115,6 +116,6 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
-    yield from (path for path in folder.iterdir() if is_picture(path))
-    for inner in _folders(folder):
-        yield from _pictures_below(inner)
+    for path in files_below(folder):
+        if is_picture(path) and not any(part.startswith("_") for part in path.relative_to(folder).parts[:-1]):
+            yield path

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medseg_se.files import files_below
+
 Array = npt.NDArray[Any]
 
 TAGS = {
@@ -88,11 +90,13 @@ class Slice:
 
 
 def files_of(source: Path) -> Iterator[Path]:
-    """Yield all files in and below a folder, or those beside a file; hidden ones are left out."""
-    folder = source if source.is_dir() else source.parent
-    for path in folder.rglob("*") if source.is_dir() else folder.glob("*"):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file():
-            yield path
+    """Yield all files in and below a folder, or those beside a file; hidden ones are left out.
+
+    Raises:
+        DataError: A folder cannot be looked into.
+    """
+    paths = files_below(source) if source.is_dir() else source.parent.glob("[!.]*")
+    yield from (path for path in paths if path.is_file() or (path.is_symlink() and not path.is_dir()))
 
 
 def look(path: Path) -> Slice | str:
@@ -111,12 +115,17 @@ def look(path: Path) -> Slice | str:
         reader.ReadImageInformation()
     except RuntimeError:
         return Slice(path, {})
-    tags = {name: reader.GetMetaData(tag).strip(" \0") for name, tag in TAGS.items() if reader.HasMetaDataKey(tag)}
+    tags = {name: _plain(reader.GetMetaData(tag)) for name, tag in TAGS.items() if reader.HasMetaDataKey(tag)}
     if kind := _passed_over(tags.get("SOPClassUID", "")):
         return kind
     if {"LOCALIZER", "SCOUT"} & set(tags.get("ImageType", "").upper().split("\\")):
         return LOCALIZER
     return Slice(path, {name: value for name, value in tags.items() if value})
+
+
+def _plain(value: str) -> str:
+    """Return a value as text that can be written: letters in an encoding other than UTF-8 become question marks."""
+    return value.encode(errors="surrogateescape").decode(errors="replace").strip(" \0")
 
 
 def reader_of(path: Path) -> Any:

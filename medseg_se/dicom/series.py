@@ -21,6 +21,13 @@ APART = (
 )
 
 
+# Items of an ImageType, from the third on, that say what kind of image a slice is; one volume has one kind.
+_KINDS = {
+    *("M", "MAGNITUDE", "P", "PHASE", "R", "REAL", "I", "IMAGINARY", "W", "WATER", "F", "FAT"),
+    *("IP", "IN_PHASE", "OP", "OPP_PHASE", "OUT_PHASE", "ADC", "FA", "TRACEW"),
+}
+
+
 @dataclass(frozen=True)
 class Series:
     """The slices of one volume.
@@ -50,6 +57,23 @@ class Series:
     def modality(self) -> str:
         """Two letters, such as CT, MR or PT; OT (other) if its files do not say so."""
         return self.slices[0].tags.get("Modality", "OT")
+
+    @property
+    def doubt(self) -> str:
+        """What the numbers of its slices leave in doubt, as a sentence; empty if nothing.
+
+        Places show gaps, but neither slices missing at an end nor every second one.
+        """
+        found = [one.numbers("InstanceNumber", 1) for one in self.slices]
+        numbers = sorted({int(number[0]) for number in found if number is not None})
+        if self.part or self.problem or len(numbers) != len(self.slices):
+            return ""
+        steps = set(np.diff(numbers).tolist())
+        if len(steps) == 1 and max(steps) > 1:
+            return f"Its slices are numbered in steps of {max(steps)}; make sure that none between them are missing."
+        return (
+            f"Its slices are numbered from {numbers[0]} on; make sure that none before are missing." if numbers[0] > 1 else ""
+        )
 
 
 def volumes_of(uid: str, slices: Sequence[Slice], damaged: int = 0) -> list[Series]:
@@ -175,6 +199,11 @@ def _differing(slices: Sequence[Slice]) -> str:
         ("pixel sizes", [" x ".join(f"{mm:.4g}" for mm in _numbers(one, "PixelSpacing", 2)) + " mm" for one in slices]),
         ("units", [one.tags.get("Units", one.tags.get("RescaleType", "none")) for one in slices]),
         ("scales", ["rescaled" if "RescaleSlope" in one.tags else "as stored" for one in slices]),
+        ("echo times (ms)", _values(slices, "EchoTime", within=0.01)),
+        ("echo numbers", _values(slices, "EchoNumbers")),
+        ("b-values (s/mm2)", _values(slices, "DiffusionBValue")),
+        ("time points", _time_points(slices)),
+        ("kinds (ImageType)", [_kind(one) for one in slices]),
     ):
         counted = Counter(values)
         if len(counted) > 1:
@@ -184,6 +213,29 @@ def _differing(slices: Sequence[Slice]) -> str:
     if any("RescaleSlope" in one.tags and not one.numbers("RescaleSlope", 1) for one in slices):
         return "has a rescale slope that is 0 or no number."
     return ""
+
+
+def _values(slices: Sequence[Slice], tag: str, within: float = 0.0) -> list[str]:
+    """Return the number that a tag holds in each slice; one that is larger than another by this part of it is that one."""
+    found = [one.numbers(tag, 1) for one in slices]
+    taken: dict[float, float] = {}
+    last = -np.inf
+    for value in sorted({float(number[0]) for number in found if number is not None}):
+        last = taken[value] = last if value - last <= within * value else value
+    return [
+        one.tags.get(tag, "none") if number is None else f"{taken[float(number[0])]:g}"
+        for one, number in zip(slices, found, strict=True)
+    ]
+
+
+def _time_points(slices: Sequence[Slice]) -> list[str]:
+    """Return the time point of each slice; none where every slice has its own, which numbers slices and not times."""
+    found = _values(slices, "TemporalPositionIdentifier")
+    return ["none" if len(set(found)) == len(found) else value for value in found]
+
+
+def _kind(one: Slice) -> str:
+    return " ".join(sorted(_KINDS.intersection(one.tags.get("ImageType", "").upper().split("\\")[2:]))) or "none"
 
 
 def _orientation(one: Slice) -> Array:

@@ -142,3 +142,11 @@ def test_a_folder_of_something_else_is_refused_with_the_layout(tmp_path, capsys)
     write(tmp_path / "source/patient/scan.nii.gz", scan(0))
     assert main(["brats", str(tmp_path / "source"), str(tmp_path / "out")]) == 2
     assert "CASE_{t1,t1ce,t2,flair,seg}.nii.gz" in capsys.readouterr().err
+
+
+def test_linked_folders_are_searched(tmp_path):
+    put(tmp_path / "store", "BraTS2021_00000", OLD, [0, 1, 2, 4])
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/BraTS2021_00000").symlink_to(tmp_path / "store/BraTS2021_00000")
+    code, datalist = convert(tmp_path / "source", tmp_path / "out")
+    assert (code, len(datalist.training)) == (0, 1)

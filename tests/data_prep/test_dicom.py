@@ -505,3 +505,121 @@ def test_a_name_stays_when_more_is_added(tmp_path):
     assert convert(tmp_path) == 0
     assert len(read_datalist(tmp_path / "out").training) == 5
     assert case.images[0].stat().st_mtime_ns == before
+
+
+# ------------------------------------------------------------------------------------------- what is whole only at first sight
+
+
+@pytest.mark.parametrize(
+    ("each", "why"),
+    [
+        (lambda k: {"EchoTime": (80, 10)[k % 2]}, "different echo times (ms): 80 (3), 10 (3)"),
+        (lambda k: {"EchoNumbers": (1, 2)[k % 2]}, "different echo numbers: 1 (3), 2 (3)"),
+        (lambda k: {"DiffusionBValue": 0.0 if k < 2 else 1000.0}, "different b-values (s/mm2): 1000 (4), 0 (2)"),
+        (lambda k: {"DiffusionBValue": 1000.0} if k else {}, "different b-values (s/mm2): 1000 (5), none (1)"),
+        (lambda k: {"TemporalPositionIdentifier": (1, 2)[k > 2]}, "different time points: 1 (3), 2 (3)"),
+        (lambda k: {"ImageType": ["ORIGINAL", "PRIMARY", "MP"[k > 1], "ND"]}, "different kinds (ImageType): P (4), M (2)"),
+    ],
+)
+def test_slices_of_several_images_in_different_places_are_no_volume(tmp_path, each, why):
+    write_series(tmp_path / "in" / "good", SeriesInstanceUID="1.9")
+    write_series(tmp_path / "in" / "bad", each=each)
+    assert convert(tmp_path) == 1
+    assert why in only_reason(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "each",
+    [
+        lambda k: {"EchoTime": f"{80 + 0.1 * k:.2f}", "EchoNumbers": 1},
+        lambda k: {"EchoTime": ("80", "80.0")[k % 2], "DiffusionBValue": 0.0},
+        lambda k: {"TemporalPositionIdentifier": k + 1, "TriggerTime": 10 * k, "AcquisitionNumber": k},
+        lambda k: {"ImageType": ["ORIGINAL", "PRIMARY", "M", ("ND", "NORM")[k % 2]]},
+    ],
+)
+def test_slices_that_differ_in_nothing_that_matters_are_a_volume(tmp_path, each):
+    array, _ = write_series(tmp_path, each=each)
+    (series,) = find_series(tmp_path).series
+    assert series.problem == ""
+    np.testing.assert_array_equal(read_series(series).array[0], array)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "note"),
+    [
+        ((5, 6, 7, 8, 9, 10), "Its slices are numbered from 5 on; make sure that none before are missing."),
+        ((1, 3, 5, 7, 9, 11), "Its slices are numbered in steps of 2; make sure that none between them are missing."),
+        ((1, 2, 3, 4, 5, 6), None),
+        ((6, 5, 4, 3, 2, 1), None),
+        ((0, 1, 2, 3, 4, 5), None),
+        ((1, 2, 4, 8, 9, 11), None),
+        ((7, 7, 7, 7, 7, 7), None),
+    ],
+)
+def test_numbers_that_leave_in_doubt_whether_slices_are_missing(tmp_path, numbers, note):
+    write_series(tmp_path / "in", each=lambda k: {"InstanceNumber": numbers[k], "image": k})
+    assert convert(tmp_path) == 0
+    (case,) = read_datalist(tmp_path / "out").training
+    assert summary(tmp_path / "out")["cases"][case.id]["notes"] == ([note] if note else [])
+
+
+def test_linked_folders_are_looked_into(tmp_path):
+    array, _ = write_series(tmp_path / "store", SeriesInstanceUID="1.9")
+    (tmp_path / "in" / "part").mkdir(parents=True)
+    for number, path in enumerate(sorted((tmp_path / "store").iterdir())):
+        (tmp_path / f"disc{number % 2}").mkdir(exist_ok=True)
+        path.rename(tmp_path / f"disc{number % 2}" / path.name)
+    (tmp_path / "in" / "one").symlink_to(tmp_path / "disc0")
+    (tmp_path / "in" / "two").symlink_to(tmp_path / "disc1")
+    (tmp_path / "in" / "part" / "round").symlink_to(tmp_path / "in")
+    assert convert(tmp_path) == 0
+    (case,) = read_datalist(tmp_path / "out").training
+    np.testing.assert_array_equal(read_image(case.images[0]).array[0], array)
+    (tmp_path / "in" / "gone").symlink_to(tmp_path / "nowhere")
+    assert convert(tmp_path) == 1
+    assert set(summary(tmp_path / "out")["left_out"]) == {"damaged_1"}
+
+
+def test_letters_of_another_encoding_do_no_harm(tmp_path):
+    tags = {"SpecificCharacterSet": "ISO_IR 100", "Manufacturer": "Süd Medizintechnik", "PatientName": "Müller^Jörg"}
+    write_series(tmp_path / "in", **tags)
+    assert convert(tmp_path) == 0
+    (case,) = read_datalist(tmp_path / "out").training
+    assert case.attributes["manufacturer"] == "S\ufffdd Medizintechnik"
+
+
+# --------------------------------------------------------------------------------------------------------------------- patients
+
+
+PEOPLE = {
+    "a number here and not there, one study": ([("A", "Erika", "64", "1"), ("", "Erika", "64", "1")], [{0, 1}]),
+    "one study, the name is gone": ([("A", "Erika", "64", "1"), ("", "", "", "1"), ("", "", "", "2")], [{0, 1}, {2}]),
+    "one name and birthday": ([("A", "Erika", "64", "1"), ("", "ERIKA", "64", "2"), ("A", "", "", "3")], [{0, 1, 2}]),
+    "chain": ([("A", "", "", "1"), ("", "Erika", "64", "1"), ("", "Erika", "64", "2"), ("", "", "", "2")], [{0, 1, 2, 3}]),
+    "all are called the same": ([("A", "Anon", "", "1"), ("B", "Anon", "", "2"), ("", "Anon", "", "2")], [{0}, {1, 2}]),
+    "all are called the same, whose it is is open": (
+        [("A", "Anon", "", "1"), ("B", "Anon", "", "2"), ("", "Anon", "", "3")],
+        [{0}, {1}, {2}],
+    ),
+    "born on other days": ([("", "Erika", "64", "1"), ("", "Erika", "70", "2")], [{0}, {1}]),
+    "one study of two": ([("A", "", "", "1"), ("B", "", "", "1"), ("", "", "", "1")], [{0}, {1}, {2}]),
+}
+
+
+@pytest.mark.parametrize("name", PEOPLE)
+def test_whose_a_series_is(tmp_path, name):
+    people, expected = PEOPLE[name]
+    for place, (number, called, born, study) in enumerate(people):
+        tags = {
+            "PatientID": number or None,
+            "PatientName": called or None,
+            "PatientBirthDate": f"19{born}0101" if born else None,
+        }
+        tags |= {"SeriesInstanceUID": f"1.8.{place}", "StudyInstanceUID": f"1.7.{study}"}
+        stored = np.full((2, 5, 4), place, np.int16)
+        write_series(tmp_path / "in" / str(place), stored, **tags)
+    assert convert(tmp_path) == 0
+    found = {}
+    for case in read_datalist(tmp_path / "out").training:
+        found.setdefault(case.group, set()).add(int(read_image(case.images[0]).array.max()))
+    assert sorted(found.values(), key=min) == expected

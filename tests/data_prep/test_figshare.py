@@ -155,3 +155,36 @@ def test_another_folder_is_refused(tmp_path, capsys):
     (tmp_path / "figshare" / "notes.mat").write_bytes(b"")
     assert convert(tmp_path) == 2
     assert "1.mat to 3064.mat, but found none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value"), [("label", "glioma"), ("PID", "100360"), ("label", b"1"), ("image", "none")])
+def test_text_in_place_of_numbers_is_left_out(tmp_path, slices, name, value):
+    slices(1)
+    slices(2)
+    with h5py.File(tmp_path / "figshare" / "brainTumorDataPublic_1-766" / "2.mat", "a") as content:
+        del content["cjdata"][name]
+        content["cjdata"][name] = value
+    assert convert(tmp_path) == 1
+    left_out = json.loads((tmp_path / "out" / "conversion.json").read_text())["left_out"]
+    assert set(left_out) == {"2"}
+    assert left_out["2"].startswith(f"Expected cjdata.{name} of")
+
+
+@pytest.mark.parametrize("code", [float("nan"), float("inf"), -1.0, 2.0**21])
+def test_codes_that_are_no_letters_are_refused(tmp_path, slices, code):
+    slices(1)
+    slices(2)
+    with h5py.File(tmp_path / "figshare" / "brainTumorDataPublic_1-766" / "2.mat", "a") as content:
+        del content["cjdata"]["PID"]
+        content["cjdata"]["PID"] = np.array([[65.0], [code], [66.0]])
+    assert convert(tmp_path) == 1
+    left_out = json.loads((tmp_path / "out" / "conversion.json").read_text())["left_out"]
+    assert "2.mat to hold the codes of letters" in left_out["2"]
+
+
+def test_linked_folders_are_searched(tmp_path, slices):
+    slices(1)
+    (tmp_path / "figshare" / "brainTumorDataPublic_1-766").rename(tmp_path / "elsewhere")
+    (tmp_path / "figshare" / "link").symlink_to(tmp_path / "elsewhere")
+    assert convert(tmp_path) == 0
+    assert len(read_datalist(tmp_path / "out").training) == 1

@@ -73,6 +73,14 @@ def test_voxels_affine_and_groups(tmp_path, subject, make_affine):
     ("folder", "person"),
     [
         ("sub-07_ses-02", "sub-07"),
+        ("sub-01_ses-01_run-1", "sub-01"),
+        ("sub-02_ses-2_acq-x", "sub-02"),
+        ("sub-02", "sub-02"),
+        ("P1_ses-02_run-1", "P1"),
+        ("002_S_0295_bl", "002_S_0295"),
+        ("002_S_0295_m12", "002_S_0295"),
+        ("0295_m12", "0295"),
+        ("control_m12", "control_m12"),
         ("OAS30001_MR_d0129", "OAS30001"),
         ("OAS30001_Freesurfer53_d0129", "OAS30001"),
         ("bert", "bert"),
@@ -220,3 +228,63 @@ def test_labels_must_be_whole(tmp_path):
         read_any_labels(tmp_path / "scan.mgz")
     with pytest.raises(DataError, match="No such file"):
         read_any_labels(tmp_path / "none.mgz")
+
+
+# ------------------------------------------------------------------------------------------------------------ names and persons
+
+
+def groups_of(tmp_path):
+    return {case.id: case.group for case in read_datalist(tmp_path / "out").training}
+
+
+def test_sessions_in_folders_of_their_own(tmp_path, subject):
+    for name in ("sub-01/ses-01", "sub-02/ses-01", "sub-02/ses-02"):
+        subject(name)
+    assert convert(tmp_path) == 0
+    assert groups_of(tmp_path) == {"sub-01_ses-01": "sub-01", "sub-02_ses-01": "sub-02", "sub-02_ses-02": "sub-02"}
+    assert main(["freesurfer", str(tmp_path / "subjects" / "sub-02"), str(tmp_path / "out")]) == 0
+    assert groups_of(tmp_path) == {"ses-01": "sub-02", "ses-02": "sub-02"}
+
+
+def test_visits_of_persons_without_a_pattern(tmp_path, subject):
+    for name in ("Anna/before", "Anna/after", "Bert/before"):
+        subject(name)
+    assert convert(tmp_path) == 0
+    assert groups_of(tmp_path) == {"after": "Anna", "Anna_before": "Anna", "Bert_before": "Bert"}
+
+
+def test_linked_subjects_keep_the_names_of_the_links(tmp_path, subject):
+    """As where a store keeps each subject in a folder called fs; a link that leads back finds none twice."""
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in ("anna", "bert"):
+        (links / name).symlink_to(subject(f"{name}/fs").parent)
+    (links / "round").symlink_to(links)
+    assert main(["freesurfer", str(links), str(tmp_path / "out")]) == 0
+    assert groups_of(tmp_path) == {"anna": "anna", "bert": "bert"}
+
+
+def test_persons_by_a_pattern(tmp_path, subject, capsys):
+    for name in ("siteA/P01-first", "siteA/P01-second", "siteB/P02-first"):
+        subject(name)
+    assert convert(tmp_path, "--group", "P[0-9]+") == 0
+    assert groups_of(tmp_path) == {"P01-first": "P01", "P01-second": "P01", "P02-first": "P02"}
+    assert convert(tmp_path, "--group", "P01") == 2
+    assert "'P01' finds none in 'siteB/P02-first'" in capsys.readouterr().err
+    assert convert(tmp_path, "--group", "P[") == 2
+    assert "Expected `group` to be a regular expression, but got 'P['" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_passed_over(tmp_path, subject, monkeypatch, capsys):
+    subject("anna")
+    subject("bert")
+    look = type(tmp_path).iterdir
+
+    def iterdir(path):
+        if path.name == "bert":
+            raise PermissionError(13, "Permission denied")
+        return look(path)
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", iterdir)
+    assert convert(tmp_path) == 2
+    assert "bert: Permission denied. Make it readable, or move it away." in capsys.readouterr().err

@@ -151,3 +151,13 @@ def test_what_is_missing_is_named(tmp_path, ixi, capsys):
     assert "Cannot read nowhere.csv: No such file" in capsys.readouterr().err
     assert convert(tmp_path, "--modality", "PD") == 2
     assert "IXI002-Guys-0828-PD.nii.gz, but found none" in capsys.readouterr().err
+
+
+def test_names_in_capitals_and_links(tmp_path, ixi):
+    ixi(["IXI002-Guys-0828-T1", "IXI003-HH-1211-T1"], [row(2), row(3)])
+    folder = tmp_path / "IXI" / "IXI-T1"
+    (folder / "IXI003-HH-1211-T1.nii.gz").rename(folder / "ixi003-HH-1211-T1.NII.GZ")
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert convert(tmp_path) == 0
+    assert [case.group for case in read_datalist(tmp_path / "out").training] == ["IXI002", "IXI003"]

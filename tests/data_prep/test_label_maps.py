@@ -1,5 +1,6 @@
 """`medseg-prep label-maps`: maps without scans, whose values all need a meaning that somebody gave them."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 from medseg_se.data_prep.main import main
@@ -109,3 +110,23 @@ def test_a_folder_without_maps_is_refused(tmp_path, capsys):
     write_json(tmp_path / "source/labels.json", NAMES)
     assert main(["label-maps", str(tmp_path / "source"), str(tmp_path / "out")]) == 2
     assert "a folder of label maps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unnamed", ["refuse", "number"])
+def test_values_too_large_for_any_label_are_left_out(source, tmp_path, unnamed):
+    for name, value in (("huge", 2**63 + 5), ("large", 2**40)):
+        array = label_map([0, 1], 4).astype(np.uint64) * np.uint64(value)
+        nib.save(nib.Nifti1Image(array, AFFINE, dtype=np.uint64), source / f"{name}.nii.gz")
+    code, datalist = convert(source, tmp_path / "out", "--unnamed", unnamed)
+    assert code == 1
+    assert {case.id for case in datalist.training} == {"one", "more/two", "three"}
+    left_out = summary(tmp_path / "out")["left_out"]
+    assert "holds the value 9223372036854775813, too large for a label" in left_out["huge"]
+    assert "holds the value 1099511627776" in left_out["large"]
+
+
+def test_linked_folders_are_searched(source, tmp_path):
+    (source / "more").rename(tmp_path / "elsewhere")
+    (source / "more").symlink_to(tmp_path / "elsewhere")
+    code, datalist = convert(source, tmp_path / "out")
+    assert (code, len(datalist.training)) == (0, 3)

@@ -137,3 +137,15 @@ def test_another_folder_is_refused(tmp_path, capsys):
     (tmp_path / "MALC" / "training-images").mkdir()
     assert convert(tmp_path) == 2
     assert "training-images/1000_3.nii.gz, but found none" in capsys.readouterr().err
+
+
+def test_a_label_map_whose_scan_is_missing_is_named(tmp_path, malc):
+    for name, part in (("1000_3", "training"), ("1001_3", "training"), ("1003_3", "testing"), ("1004_3", "testing")):
+        malc(name, part)
+    malc("1023_3", "testing")
+    for name, part in (("1001_3", "training"), ("1004_3", "testing"), ("1023_3", "testing")):
+        (tmp_path / "MALC" / f"{part}-images" / f"{name}.nii.gz").unlink()
+    assert convert(tmp_path) == 1
+    left_out = json.loads((tmp_path / "out" / "conversion.json").read_text())["left_out"]
+    assert set(left_out) == {"1001_3", "1004_3"}
+    assert left_out["1004_3"].endswith("1004_3_glm.nii.gz has no scan testing-images/1004_3.nii.gz. Restore it.")

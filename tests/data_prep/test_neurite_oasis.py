@@ -132,3 +132,9 @@ def test_without_the_table_no_meaning_is_guessed(tmp_path, oasis, capsys):
     (tmp_path / "oasis" / "OASIS_OAS1_0001_MR1").rename(tmp_path / "oasis" / "other")
     assert convert(tmp_path) == 2
     assert "folders of subjects such as OASIS_OAS1_0001_MR1, but found none" in capsys.readouterr().err
+
+
+def test_a_table_with_a_byte_order_mark(tmp_path, oasis):
+    oasis("OASIS_OAS1_0001_MR1", table="\ufeff" + TABLE.lstrip())
+    assert convert(tmp_path) == 0
+    assert len(read_datalist(tmp_path / "out").structures.names) == 4

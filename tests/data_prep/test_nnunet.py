@@ -136,3 +136,17 @@ def test_other_layouts_are_refused_with_the_converter_to_take(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["nnunet", str(tmp_path / "empty"), str(tmp_path / "out")]) == 2
     assert "imagesTr and labelsTr" in capsys.readouterr().err
+
+
+def test_half_a_test_set_and_cases_that_are_not_there_at_all_are_named(raw, tmp_path):
+    (raw / "imagesTs/brain_100_0000.nii.gz").unlink()
+    write(raw / "labelsTs/brain_102.nii.gz", label_map(VALUES, 102))
+    for path in (*raw.glob("imagesTr/brain_003*"), raw / "labelsTr/brain_003.nii.gz", raw / "labelsTr/brain_002.nii.gz"):
+        path.unlink()
+    assert main(["nnunet", str(raw), str(tmp_path / "out")]) == 1
+    left_out = summary(tmp_path / "out")["left_out"]
+    assert set(left_out) == {"brain_002", "brain_100", "brain_102", "1 more case"}
+    assert "imagesTs holds no first channel brain_100_0000 of it" in left_out["brain_100"]
+    assert "It has files in" in left_out["brain_102"]
+    assert "labelsTs" in left_out["brain_102"]
+    assert "counts 4 training cases (numTraining), but there are 3." in left_out["1 more case"]

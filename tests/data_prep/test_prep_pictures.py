@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+from medseg_se.data_prep.copies import find_links, print_all
 from medseg_se.data_prep.main import main
 from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
@@ -241,3 +242,23 @@ def test_steps_for_scans_are_refused_rather_than_ignored(tmp_path, capsys):
     save(picture(0), tmp_path / "source/a/0.png")
     assert main(["pictures", str(tmp_path / "source"), str(tmp_path / "out"), "--reorient", "RAS"]) == 2
     assert "Pictures are copied as they are" in capsys.readouterr().err
+
+
+def test_parts_of_a_split_beside_another_folder_are_refused(split, tmp_path, capsys):
+    """They would become classes, and what is held out would be trained on."""
+    save(picture(50), split / "Brain/mri_extra/glioma/0.png")
+    assert main(["pictures", str(split), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "holds parts of a split (Testing, Training) beside other folders (mri_extra). Move the others away" in error
+    assert convert(split / "Brain/Training", tmp_path / "out")[0] == 0
+
+
+def test_many_copies_of_one_picture_take_one_link_each(tmp_path):
+    paths = [save(picture(0), tmp_path / f"{number}.jpg", quality=30 + number) for number in range(40)]
+    paths += [save(CHANGES["mirrored"][0](picture(0)), tmp_path / f"mirrored{number}.png") for number in range(2)]
+    paths += [save(picture(1), tmp_path / "other.png")]
+    prints, _ = print_all(paths)
+    links = find_links([prints[path] for path in paths])
+    assert len(links) == 41
+    assert {place for link in links for place in link.pair} == set(range(42))
+    assert sorted(link.kind for link in links) == ["identical", "mirrored", *["similar"] * 39]

@@ -144,7 +144,7 @@ def test_what_is_not_converted_is_said(source, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Not converted, for they have no class number: heart_myocardium." in printed
     assert "1 of the 4 cases in meta.csv are not here, s0777 first." in printed
-    assert "No case has a mask of: gallbladder, liver," in printed
+    assert "No case has a mask of: gallbladder, liver, stomach, pancreas, adrenal_gland_right and 108 more." in printed
 
 
 def test_a_case_that_the_table_does_not_list_may_be_a_test_case_and_is_left_out(source, tmp_path):
@@ -214,3 +214,23 @@ def test_affine_is_that_of_the_scan(source, tmp_path):
     convert(source, tmp_path / "out")
     for name in ("imagesTr", "labelsTr"):
         np.testing.assert_allclose(nib.load(tmp_path / f"out/{name}/s0000.nii.gz").affine, AFFINE, atol=1e-5)
+
+
+def test_a_listed_case_whose_folder_is_empty_is_left_out(source, tmp_path):
+    (source / "s0001/ct.nii.gz").unlink()
+    for path in (source / "s0001/segmentations").iterdir():
+        path.unlink()
+    (source / "s0001/segmentations").rmdir()
+    (source / "notes").mkdir()
+    code, datalist = convert(source, tmp_path / "out")
+    assert code == 1
+    assert [case.id for case in (*datalist.training, *datalist.test)] == ["s0000", "s0002"]
+    assert summary(tmp_path / "out")["left_out"] == {"s0001": f"{source}/s0001 holds neither scan nor masks. Restore them."}
+    assert summary(tmp_path / "out")["notes"][0].startswith("No case has a mask of")
+
+
+def test_scans_in_capitals_are_scans(source, tmp_path):
+    for number in range(3):
+        (source / f"s000{number}/ct.nii.gz").rename(source / f"s000{number}/CT.NII.GZ")
+    code, datalist = convert(source, tmp_path / "out")
+    assert (code, len(datalist.training)) == (0, 2)

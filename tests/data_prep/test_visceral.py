@@ -70,8 +70,9 @@ def test_left_and_right_are_pairs(tmp_path, anatomy):
 def test_what_not_every_volume_has_is_not_taken_for_background(tmp_path, anatomy, capsys):
     anatomy("10000100_1_CTce_ThAb", {(LIVER, 1): box(0, 3), (GALLBLADDER, 1): box(4, 5)})
     anatomy("10000104_1_CTce_ThAb", {(LIVER, 1): box(0, 3), (29193, 1): box(6, 7)})
+    anatomy("10000105_1_CTce_ThAb", {(LIVER, 1): box(0, 3)})
     assert convert(tmp_path) == 0
-    assert "gallbladder (1 of 2), first lumbar vertebra (1 of 2). `--structures` takes them." in capsys.readouterr().out
+    assert "are not taken: gallbladder (1 of 3), first lumbar vertebra (1 of 3); see" in capsys.readouterr().out
     assert read_datalist(tmp_path / "out").structures.names == ("liver",)
     assert convert(tmp_path, "--structures", "[gallbladder, liver]") == 1
     datalist = read_datalist(tmp_path / "out")
@@ -79,8 +80,19 @@ def test_what_not_every_volume_has_is_not_taken_for_background(tmp_path, anatomy
     assert [case.id for case in datalist.training] == ["10000100_1_CTce_ThAb"]
     assert np.array_equal(read_labels(datalist.training[0].label).array[0], LIVER * box(0, 3) + GALLBLADDER * box(4, 5))
     summary = summary_of(tmp_path)
-    assert (summary["found"], summary["usable"]) == (2, 1)
+    assert (summary["found"], summary["usable"]) == (3, 1)
     assert "has no mask of gallbladder" in summary["left_out"]["10000104_1_CTce_ThAb"]
+
+
+def test_one_lost_mask_costs_one_volume_and_not_the_structure(tmp_path, anatomy):
+    both = {(LIVER, 1): box(0, 3), (SPLEEN, 1): box(5, 6)}
+    anatomy("10000100_1_CTce_ThAb", both)
+    anatomy("10000104_1_CTce_ThAb", {(LIVER, 1): box(0, 3)})
+    assert convert(tmp_path) == 1
+    datalist = read_datalist(tmp_path / "out")
+    assert datalist.structures.names == ("liver", "spleen")
+    assert [case.id for case in datalist.training] == ["10000100_1_CTce_ThAb"]
+    assert "has no mask of spleen. Add it" in summary_of(tmp_path)["left_out"]["10000104_1_CTce_ThAb"]
 
 
 @pytest.mark.parametrize("numbers", [(LIVER, GALLBLADDER), (GALLBLADDER, 237)])
@@ -177,3 +189,11 @@ def test_sources_that_cannot_be_converted(tmp_path, anatomy, capsys):
     (tmp_path / "anatomy3" / mask.name).write_bytes(mask.read_bytes())
     assert convert(tmp_path) == 2
     assert "are the same mask. Remove one of them" in capsys.readouterr().err
+
+
+def test_linked_folders_are_searched(tmp_path, anatomy):
+    anatomy("10000100_1_CTce_ThAb", {(LIVER, 1): box(0, 3)})
+    (tmp_path / "anatomy3" / "segmentations").rename(tmp_path / "elsewhere")
+    (tmp_path / "anatomy3" / "segmentations").symlink_to(tmp_path / "elsewhere")
+    assert convert(tmp_path) == 0
+    assert len(read_datalist(tmp_path / "out").training) == 1
