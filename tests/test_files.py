@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(DataError, match="Cannot look into .*closed: Permission denied"):
+    with pytest.raises(DataError, match=r"Cannot look into .*closed: Permission denied"):
         list(files_below(tmp_path))
 
 
