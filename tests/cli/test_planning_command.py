@@ -5,8 +5,6 @@ import pytest
 import torch
 import yaml
 
-from medseg_se.cli.main import main
-
 
 @pytest.fixture(autouse=True)
 def folder(put_back, tmp_path, monkeypatch, write_decathlon):
@@ -14,31 +12,6 @@ def folder(put_back, tmp_path, monkeypatch, write_decathlon):
     monkeypatch.chdir(tmp_path)
     write_decathlon(tmp_path / "data", cases=6, test=0, shape=(16, 14, 12))
     return tmp_path
-
-
-@pytest.fixture
-def call(capfd):
-    """Return a function that runs the command line and returns its exit code, output and messages."""
-
-    def run(*arguments):
-        code = main(list(arguments))
-        return code, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def refused(call):
-    """Return a function that expects one line of complaint and exit code 2, and returns the line."""
-
-    def run(*arguments):
-        code, _, messages = call(*arguments)
-        assert code == 2
-        line = messages.strip().splitlines()[-1]
-        assert line.startswith("medseg-se: error: ")
-        return line.removeprefix("medseg-se: error: ")
-
-    return run
 
 
 def test_a_plan_is_measured_shown_kept_and_trained(call, refused, folder):

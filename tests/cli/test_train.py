@@ -12,7 +12,6 @@ import torch
 import yaml
 from torchmetrics.segmentation import DiceScore
 
-from medseg_se.cli.main import main
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.tasks import SegmentationTask
 
@@ -45,36 +44,11 @@ def folder(put_back, tmp_path, monkeypatch, write_decathlon):
 
 
 @pytest.fixture
-def call(capfd):
-    """Return a function that runs the command line and returns its exit code, output and messages."""
-
-    def run(*arguments):
-        code = main(list(arguments))
-        return code, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def fit(call):
     """Return a function that trains with the recipe and further arguments."""
 
     def run(*arguments):
         return call("fit", "--config", "recipe.yaml", *arguments)
-
-    return run
-
-
-@pytest.fixture
-def refused(call):
-    """Return a function that expects one line of complaint and exit code 2, and returns the line."""
-
-    def run(*arguments):
-        code, _, messages = call(*arguments)
-        assert code == 2
-        assert len(messages.splitlines()) == 1
-        assert messages.startswith("medseg-se: error: ")
-        return messages.removeprefix("medseg-se: error: ").strip()
 
     return run
 

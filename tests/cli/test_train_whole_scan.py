@@ -9,7 +9,6 @@ import torch
 import yaml
 from whole_scans import CLASSES, write_ages, write_pictures
 
-from medseg_se.cli.main import main
 from medseg_se.tasks import ClassificationTask
 
 TRAINER = {"default_root_dir": "run", "max_epochs": 2, "accelerator": "cpu", "precision": "32-true", "num_sanity_val_steps": 0}
@@ -44,17 +43,6 @@ def folder(put_back, tmp_path, monkeypatch):
     for name, recipe in (("classifier", CLASSIFIER), ("regressor", REGRESSOR)):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return tmp_path
-
-
-@pytest.fixture
-def call(capfd):
-    """Return a function that runs the command line and returns its exit code, output and messages."""
-
-    def run(*arguments):
-        code = main(list(arguments))
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def state(path=LAST):
