@@ -24,7 +24,7 @@ from scipy import ndimage
 Array = npt.NDArray[Any]
 Shape = tuple[int, int, int]
 ANISOTROPIC = 3.0  # ratio of the longest to the shortest edge of a voxel beyond which the long axis is treated apart
-SLAB = 2**19  # voxels of a label map at a time; bounds the memory
+SLAB = 2**19  # voxels at a time; bounds the memory
 TIE = 1e-9  # votes that differ by less are equal: their sums are rounded
 
 
@@ -58,12 +58,12 @@ def cubic(array: Array, shape: Shape, nearest: int | None = None) -> npt.NDArray
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def spline_matrix(old: int, new: int) -> npt.NDArray[np.float32]:
+def spline_matrix(old: int, new: int) -> npt.NDArray[np.float64]:
     """Return the matrix (new, old) that samples the spline through `old` values at the centres of `new` equal parts."""
     places = np.repeat(_places(old, new)[:, None], old, axis=1)
     columns = np.broadcast_to(np.arange(old), places.shape)
     matrix: Array = ndimage.map_coordinates(np.eye(old), [places, columns], order=3, mode="mirror")
-    return matrix.astype(np.float32)
+    return matrix
 
 
 def by_vote(labels: Array, shape: Shape) -> Array:
@@ -83,13 +83,24 @@ def _places(old: int, new: int) -> Array:
     return (np.arange(new) + 0.5) * (old / new) - 0.5
 
 
-def _along(array: Array, matrix: npt.NDArray[np.float32], axis: int) -> Array:
-    """Multiply every line of `array` (C, I, J, K) along `axis` by `matrix`."""
-    if axis == array.ndim - 1:
-        return array @ matrix.T
-    before, after = array.shape[:axis], array.shape[axis + 1 :]
-    product = matrix @ array.reshape(math.prod(before), array.shape[axis], math.prod(after))
-    return product.reshape(*before, len(matrix), *after)
+def _along(array: Array, matrix: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float32]:
+    """Multiply every line of `array` (C, I, J, K) along `axis` by `matrix`.
+
+    In float64, slab by slab: how many threads a product runs on then does not show in float32.
+    """
+    shape = list(array.shape)
+    shape[axis] = len(matrix)
+    result = np.empty(shape, dtype=np.float32)
+    across = 2 if axis == 1 else 1
+    step = max(1, SLAB * array.shape[across] // max(1, array[0].size))
+    for channel, target in zip(array, result, strict=True):
+        for start in range(0, array.shape[across], step):
+            part = [slice(None)] * 3
+            part[across - 1] = slice(start, start + step)
+            lines = np.moveaxis(channel[tuple(part)], axis - 1, -1)
+            product = lines.reshape(-1, lines.shape[-1]).astype(np.float64) @ matrix.T
+            target[tuple(part)] = np.moveaxis(product.reshape(*lines.shape[:-1], len(matrix)), -1, axis - 1)
+    return result
 
 
 def _around(old: int, new: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:

@@ -1,5 +1,9 @@
 """Resampling of arrays: the same as SimpleITK's spline, and the label with the largest interpolated mask."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import SimpleITK
@@ -28,6 +32,24 @@ def test_cubic_is_the_spline_of_simpleitk(shape):
     expected = np.stack([by_simpleitk(channel, shape, SimpleITK.sitkBSpline) for channel in scan])
     np.testing.assert_allclose(found, expected, atol=1e-3)  # of ±1000
     assert found.dtype == np.float32
+
+
+def test_cubic_does_not_depend_on_the_number_of_threads():
+    program = (
+        "import hashlib, numpy as np; from medseg_se.resampling import cubic; "
+        "scan = np.random.default_rng(0).normal(40, 300, (1, 70, 60, 50)).astype(np.float32); "
+        "print(hashlib.md5(cubic(scan, (81, 67, 90)).tobytes()).hexdigest())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for count in ("1", "2")
+    }
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("old", [1, 2, 3, 10])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,11 @@ def check_storage(storage: str) -> None:
         load_optional("blosc2")
 
 
+def compresses(storage: Storage) -> bool:
+    """Tell whether large arrays are compressed."""
+    return storage == "blosc2" or (storage == "auto" and find_spec("blosc2") is not None)
+
+
 def file_name(stem: str, storage: Storage, shape: Sequence[int]) -> str:
     """Return the name of the file for an array of `shape`; its ending says how it is kept.
 
@@ -42,7 +48,7 @@ def file_name(stem: str, storage: Storage, shape: Sequence[int]) -> str:
     scans fit there anyway, and each patch would cost more to decompress than to copy.
     """
     large = math.prod(shape[-3:]) >= LARGE
-    compressed = storage == "blosc2" or (storage == "auto" and large and find_spec("blosc2") is not None)
+    compressed = storage == "blosc2" or (large and compresses(storage))
     return f"{stem}.{'b2nd' if compressed else 'npy'}"
 
 
@@ -59,6 +65,8 @@ def write_array(path: Path, array: Array) -> None:
             stream.write(array.data)
         else:
             stream.write(_compressed(array))
+        stream.flush()
+        os.fsync(stream.fileno())  # or a power cut could leave zeros under a description that says all is well
 
 
 def open_array(path: Path, dtype: npt.DTypeLike, shape: Sequence[int]) -> Array:
@@ -72,7 +80,7 @@ def open_array(path: Path, dtype: npt.DTypeLike, shape: Sequence[int]) -> Array:
     """
     try:
         if path.suffix == ".npy":
-            start = path.stat().st_size - np.dtype(dtype).itemsize * math.prod(shape)
+            start = _start_of(path, np.dtype(dtype).itemsize * math.prod(shape))
             if 0 in shape:  # no part of a file can be mapped that has no bytes
                 return np.empty(tuple(shape), dtype)
             return np.memmap(path, dtype, mode="r", offset=start, shape=tuple(shape))
@@ -82,6 +90,19 @@ def open_array(path: Path, dtype: npt.DTypeLike, shape: Sequence[int]) -> Array:
         raise DataError(
             f"Cannot read {path}: {error}. It was changed since it was prepared; start the same run again."
         ) from error
+
+
+def _start_of(path: Path, length: int) -> int:
+    """Return where the bytes of an array of `length` bytes begin.
+
+    Raises:
+        ValueError: The file is longer or shorter than that.
+    """
+    with path.open("rb") as stream:
+        start = 10 + int.from_bytes(stream.read(10)[8:], "little")  # the header of .npy says how long it is
+    if path.stat().st_size != start + length:
+        raise ValueError(f"it has {path.stat().st_size} bytes instead of {start + length}")
+    return start
 
 
 def _compressed(array: Array) -> bytes:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from medseg_se.data.arrays import write_array
 from medseg_se.errors import DataError, describe_os_error
-from medseg_se.files import write_json
+from medseg_se.files import digest_of, write_json
 
 Facts = dict[str, Any]
 Content = tuple[Mapping[str, npt.NDArray[Any]], Facts]
@@ -50,14 +50,24 @@ def remove_leftovers(store: Path) -> None:
 
 
 def _facts_of(folder: Path) -> Facts | None:
-    """Return what is known of an entry, None if it is not there or one of its files is not as long as it was."""
+    """Return what is known of an entry, None if it is not there or one of its files is not what it was."""
     try:
         described = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-        whole = all((folder / name).stat().st_size == size for name, size in described["files"].items())
+        whole = all(_is_same(folder / name, **said) for name, said in described["files"].items())
         facts: Facts = described["facts"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return facts if whole else None
+
+
+def _is_same(path: Path, size: int, time: int, digest: str) -> bool:
+    """Tell whether a file is as it was written; its content is looked at if its time has changed."""
+    found = path.stat()
+    return found.st_size == size and (found.st_mtime_ns == time or digest_of([path]) == digest)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "time": path.stat().st_mtime_ns, "digest": digest_of([path])}
 
 
 def _write(folder: Path, arrays: Mapping[str, npt.NDArray[Any]], facts: Facts) -> None:
@@ -69,8 +79,7 @@ def _write(folder: Path, arrays: Mapping[str, npt.NDArray[Any]], facts: Facts) -
         whole.mkdir()
         for name, array in arrays.items():
             write_array(whole / name, array)
-        sizes = {name: (whole / name).stat().st_size for name in arrays}
-        write_json(whole / "case.json", {"files": sizes, "facts": facts})
+        write_json(whole / "case.json", {"files": {name: _described(whole / name) for name in arrays}, "facts": facts})
         if _facts_of(folder) is not None:  # another process was faster
             return
         if folder.exists():

@@ -70,10 +70,12 @@ def mean_and_deviation(values: Array) -> tuple[float, float]:
 
 def _standardised(values: Array, centre: float, unit: float) -> Array:
     """Return (values - centre) / unit, computed in float64 and kept as float32."""
-    result = np.empty(values.shape, dtype=np.float32)
-    np.subtract(values, centre, out=result, dtype=np.float64, casting="same_kind")
-    result /= np.float32(unit)
-    return result
+    result = np.empty(values.size, dtype=np.float32)
+    place = 0
+    for piece in _pieces(values):
+        result[place : place + piece.size] = (piece - centre) / unit
+        place += piece.size
+    return result.reshape(values.shape)
 
 
 def _pieces(values: Array) -> Iterator[Array]:

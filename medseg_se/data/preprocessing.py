@@ -43,8 +43,8 @@ class Preprocessing:
             more than three times as long along one axis as along another, values along that axis are those of the nearest
             slice, as nnU-Net does. The scan's own voxels decide, and if they are even, those of `spacing`. Labels are always
             resampled by the largest interpolated mask.
-        mean: What "dataset" subtracts; one number, or one for each channel.
-        deviation: What "dataset" divides by; one number, or one for each channel.
+        mean: What "dataset" subtracts, which must be given for it; one number, or one for each channel.
+        deviation: What "dataset" divides by, which must be given for it; one number, or one for each channel.
     """
 
     orientation: str = "RAS"
@@ -53,8 +53,8 @@ class Preprocessing:
     intensity: Intensity | tuple[Intensity, ...] = "zscore"
     window: Window | tuple[Window, ...] = (-1000.0, 1000.0)
     interpolation: ImageInterpolation = "linear"
-    mean: float | tuple[float, ...] = 0.0
-    deviation: float | tuple[float, ...] = 1.0
+    mean: float | tuple[float, ...] | None = None
+    deviation: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.spacing is not None and (len(self.spacing) != 3 or not all(0 < value < 1e3 for value in self.spacing)):
@@ -82,7 +82,7 @@ class Preprocessing:
                     f"{getattr(self, name)}."
                 )
             spread[name] = (getattr(self, name),) * channels if values is None else values
-        return tuple(_checked(Scaling(*settings)) for settings in zip(*spread.values(), strict=True))
+        return tuple(_scaling(*settings) for settings in zip(*spread.values(), strict=True))
 
     def _by_channel(self) -> dict[str, tuple[Any, ...] | None]:
         """Return the settings of `Scaling` in its order, None where one serves all channels."""
@@ -119,6 +119,11 @@ class Preprocessing:
         scaled = self._resampled(cut, self._shape(cut, image))
         channels = [scale(channel) for scale, channel in zip(scalings, scaled.array, strict=True)]
         array = channels[0][None] if len(channels) == 1 else np.stack(channels)
+        if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+            raise DataError(
+                f"{image.path or 'The scan'} holds values from {image.array.min():g} to {image.array.max():g}, which cannot be "
+                "scaled. Repair it or leave it out."
+            )
         return Prepared(replace(scaled, array=array), image, turned, box)
 
     def prepare_labels(self, labels: Volume) -> Volume:
@@ -218,15 +223,20 @@ def _cut(volume: Volume, box: Box) -> Volume:
     return replace(volume, array=np.ascontiguousarray(array), affine=affine, header=None)
 
 
-def _checked(scaling: Scaling) -> Scaling:
-    window, deviation = scaling.window, scaling.deviation
+def _scaling(scheme: Intensity, window: Window, mean: float | None, deviation: float | None) -> Scaling:
     if len(window) != 2 or not -math.inf < window[0] < window[1] < math.inf:
         raise UsageError(f"Expected `window` to be a lower and a higher intensity, but got {window}.")
-    if not math.isfinite(scaling.mean):
-        raise UsageError(f"Expected `mean` to be a finite number, but got {scaling.mean}.")
-    if not 0 < deviation < math.inf:
+    if scheme == "dataset" and (mean is None or deviation is None):
+        raise UsageError(
+            "Expected `mean` and `deviation` of the dataset's intensities with the intensity 'dataset', but got none. "
+            "`medseg-se plan` measures them."
+        )
+    mean, deviation = 0.0 if mean is None else mean, 1.0 if deviation is None else deviation
+    if not math.isfinite(mean):
+        raise UsageError(f"Expected `mean` to be a finite number, but got {mean}.")
+    if not 1e-6 < deviation < math.inf:
         raise UsageError(f"Expected `deviation` to be a positive number, but got {deviation}.")
-    return scaling
+    return Scaling(scheme, (window[0], window[1]), mean, deviation)
 
 
 def _lists(value: Any) -> Any:

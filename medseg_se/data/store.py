@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medseg_se.data.arrays import Storage, check_storage, file_name, open_array
+from medseg_se.data.arrays import Storage, check_storage, compresses, file_name, open_array
 from medseg_se.data.datalist import Case
 from medseg_se.data.entries import Content, Facts, entry, remove_leftovers
 from medseg_se.data.parallel import for_every_case
@@ -27,11 +27,12 @@ from medseg_se.data.positions import find_positions
 from medseg_se.data.preprocessing import Preprocessing, labels_on
 from medseg_se.data.scan import read_channels, read_truth
 from medseg_se.errors import DataError
+from medseg_se.files import digest_of
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume, read_labels
 
 Array = npt.NDArray[Any]
-FORMAT = 2
+FORMAT = 3
 POSITIONS = "positions.npy"
 
 
@@ -87,12 +88,18 @@ class StoredCase:
 
         Args:
             box: Three slices with a start and a stop inside of the scan.
+
+        Raises:
+            DataError: A file is gone or damaged.
         """
         within = tuple(box)
-        labels = np.array(self.labels()[within])
-        if self.image_file is None:
-            return np.empty((0, *labels.shape), dtype=np.float32), labels
-        return np.array(self.image()[(slice(None), *within)]), labels
+        try:
+            labels = np.array(self.labels()[within])
+            if self.image_file is None:
+                return np.empty((0, *labels.shape), dtype=np.float32), labels
+            return np.array(self.image()[(slice(None), *within)]), labels
+        except RuntimeError as error:  # of blosc2, which decompresses here
+            raise DataError(f"The prepared scan of {self.id} in {self.labels_file.parents[1]} is damaged: {error}.") from error
 
     def present(self) -> tuple[int, ...]:
         """Return the indices of the structures that the case shows, in order."""
@@ -104,23 +111,6 @@ class StoredCase:
             if present == index:
                 return open_array(self.labels_file.with_name(POSITIONS), np.int32, (self.runs[-1][2], 3))[first:stop]
         return np.empty((0, 3), dtype=np.int32)
-
-
-def digest_of(paths: Sequence[Path]) -> str:
-    """Return a digest of the content of `paths`, 32 hexadecimal digits.
-
-    Raises:
-        DataError: A file cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        try:
-            with path.open("rb") as stream:
-                content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
-        except OSError as error:
-            raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
-        digest.update(content.digest())
-    return digest.hexdigest()
 
 
 def prepare_cases(
@@ -224,12 +214,12 @@ class _Recipe:
             return self.preprocessing.prepare_labels(replace(labels, array=encoded))
         original = scan["scan"]  # its grid is all that counts, so that the scan itself need not be read for this
         grid = Volume(np.broadcast_to(np.float32(0), (1, *original["shape"])), np.array(original["affine"]))
-        labels = replace(read_truth(case, self.structures, grid), affine=grid.affine)
+        labels = read_truth(case, self.structures, grid)
         box = tuple((start, stop) for start, stop in scan["box"])
         return labels_on(labels, self.preprocessing.orientation, box, _three(scan["shape"]))
 
     def _folder(self, kind: str, follows_from: list[Any]) -> Path:
-        recipe = json.dumps([FORMAT, self.storage, follows_from])
+        recipe = json.dumps([FORMAT, compresses(self.storage), self.storage == "blosc2", follows_from])
         return self.store / f"{kind}-{hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest()}"
 
 

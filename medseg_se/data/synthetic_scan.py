@@ -7,6 +7,7 @@ interpolated back to the grid of the label map.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def _rescaled(channel: Tensor, scaling: Scaling) -> Tensor:
         low, high = scaling.window
         return (low + (high - low) * channel - scaling.mean) / scaling.deviation
     if scaling.scheme == "percentile":
-        some = channel.flatten()[:: max(1, channel.numel() // SORTED)]
+        some = channel.flatten()[:: _stride(channel.numel())]
         low, high = torch.quantile(some, torch.tensor([0.005, 0.995], device=channel.device))
         channel = channel.clamp(low, high)
     nonzero = scaling.scheme == "zscore_nonzero"
@@ -83,6 +84,14 @@ def _rescaled(channel: Tensor, scaling: Scaling) -> Tensor:
     variance, mean = torch.var_mean(values, correction=0)
     scaled = (channel - mean) / variance.sqrt()
     return scaled * (channel != 0) if nonzero else scaled
+
+
+def _stride(count: int) -> int:
+    """Return a step through `count` voxels in a row that takes about `SORTED` of them and meets every plane alike."""
+    step = max(1, count // SORTED)
+    while math.gcd(step, count) > 1:  # a common factor with the length of a row would keep to some columns or planes
+        step += 1
+    return step
 
 
 def _scan(labels: Tensor, change: SyntheticChange) -> Tensor:

@@ -26,7 +26,7 @@ from medseg_se.data.entries import entry
 from medseg_se.data.intensity_changes import apply_intensity
 from medseg_se.data.pictures import Colour, read_picture
 from medseg_se.data.preprocessing import Preprocessing
-from medseg_se.data.sampling import Sample
+from medseg_se.data.sampling import Sample, one_thread
 from medseg_se.data.scan import read_channels
 from medseg_se.errors import DataError
 
@@ -193,7 +193,8 @@ class TrainingScans(WholeScanDataset):
         """Return sample `number`: "image" float32 (C, *size) and "target"."""
         turn, place = divmod(number, len(self))
         chosen = int(np.random.default_rng((self.seed, 1, turn)).permutation(len(self))[place])
-        image = self._changed(self.image(chosen), np.random.default_rng((self.seed, 2, number)))
+        with one_thread():
+            image = self._changed(self.image(chosen), np.random.default_rng((self.seed, 2, number)))
         return {"image": image, "target": self.targets[chosen]}
 
     def _changed(self, image: Tensor, rng: np.random.Generator) -> Tensor:

@@ -21,9 +21,8 @@ from rich.text import Text
 
 from medseg_se.data.datalist import MANIFEST, Case, read_json
 from medseg_se.data.scan import read_channels
-from medseg_se.data.store import digest_of
 from medseg_se.errors import DataError, MedsegError, OutputError, UsageError
-from medseg_se.files import write_json
+from medseg_se.files import digest_of, write_json
 from medseg_se.inference.ensemble import Ensemble
 from medseg_se.inference.model import Model
 from medseg_se.inference.tiling import check_overlap

@@ -107,12 +107,27 @@ def test_voxels_that_are_not_finite_are_refused_by_name(value):
         Preprocessing(intensity="none")(image)
 
 
+def test_statistics_of_a_dataset_must_be_given():
+    for given in ({}, {"mean": 3.0}, {"deviation": 2.0}):
+        with pytest.raises(UsageError, match="Expected `mean` and `deviation` of the dataset's intensities"):
+            Preprocessing(intensity="dataset", **given)
+
+
+def test_values_that_overflow_are_refused_by_name():
+    array = np.zeros((1, 4, 4, 4), np.float32)
+    array[0, 0, 0, :2] = np.finfo(np.float32).max, -np.finfo(np.float32).max
+    image = Volume(array, np.eye(4), path=Path("scan.nii.gz"))
+    np.testing.assert_allclose(Preprocessing(intensity="minmax")(image).image.array[0, 0, 0], [1, 0, 0.5, 0.5])
+    with pytest.raises(DataError, match=r"scan.nii.gz holds values from -3.4\d*e\+38 to 3.4"):
+        Preprocessing(intensity="dataset", window=(-1e308, 1e308), mean=0.0, deviation=1e-5)(image)
+
+
 def test_the_scan_itself_stays_as_it_was():
     image, _, _ = bordered()
     before = image.array.copy()
     for intensity in ("zscore", "zscore_nonzero", "percentile", "window", "dataset", "minmax", "none"):
-        Preprocessing(intensity=intensity, crop="nonzero", spacing=(2, 2, 2))(image)
-        prepared = Preprocessing(intensity=intensity)(image)
+        Preprocessing(intensity=intensity, crop="nonzero", spacing=(2, 2, 2), mean=1.0, deviation=2.0)(image)
+        prepared = Preprocessing(intensity=intensity, mean=1.0, deviation=2.0)(image)
         np.testing.assert_array_equal(prepared.turned.array, before)
         assert not np.shares_memory(prepared.image.array, prepared.turned.array)
     np.testing.assert_array_equal(image.array, before)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from medseg_se.data.datalist import read_datalist
 from medseg_se.data.positions import MOST_POSITIONS
 from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.scan import read_channels, read_truth
-from medseg_se.data.store import digest_of, prepare_cases
+from medseg_se.data.store import prepare_cases
 from medseg_se.errors import DataError, OutputError, UsageError
+from medseg_se.files import digest_of
 from medseg_se.structures import Structures
 from medseg_se.volumes import read_labels
 
@@ -281,7 +283,9 @@ def test_another_grid_makes_entries_of_its_own_and_keeps_the_old(prepare, other)
     assert state(prepare()) == before
 
 
-@pytest.mark.parametrize("other", [{"intensity": "minmax"}, {"intensity": "dataset", "mean": 3.0}, {"interpolation": "cubic"}])
+@pytest.mark.parametrize(
+    "other", [{"intensity": "minmax"}, {"intensity": "dataset", "mean": 3.0, "deviation": 2.0}, {"interpolation": "cubic"}]
+)
 def test_other_intensities_make_other_scans_and_keep_the_label_maps(prepare, other, monkeypatch):
     first = prepare()
     before = state(first)
@@ -413,6 +417,53 @@ def test_an_entry_that_is_no_longer_whole_is_made_again(prepare, storage, file):
         np.testing.assert_array_equal(scan, image)
         np.testing.assert_array_equal(truth, labels)
     assert len(list(damaged.parents[1].iterdir())) == 8
+
+
+@pytest.mark.parametrize("storage", ["npy", "blosc2"])
+@pytest.mark.parametrize("file", ["image", "labels"])
+def test_an_entry_whose_content_changed_is_made_again_though_it_is_as_long(prepare, storage, file):
+    if storage == "blosc2":
+        pytest.importorskip("blosc2")
+    first = prepare(storage=storage)
+    path = getattr(first[1], f"{file}_file")
+    content = path.read_bytes()
+    path.write_bytes(content[:-64] + bytes(64))
+    os.utime(path, ns=(1, 1))
+    prepare(storage=storage)
+    assert path.read_bytes() == content
+
+
+def test_an_entry_that_was_copied_is_used_as_it_is(prepare, tmp_path, monkeypatch):
+    first = prepare()
+    shutil.copytree(tmp_path / "store", tmp_path / "copy", copy_function=shutil.copyfile)
+    monkeypatch.setattr(store_module, "read_channels", lambda *_: pytest.fail("read again"))
+    second = prepare(store=tmp_path / "copy")
+    np.testing.assert_array_equal(second[0].image(), first[0].image())
+
+
+@pytest.mark.parametrize("change", [-64, 40, -10_000_000])
+def test_a_file_that_changes_its_length_while_it_is_used_is_not_read(prepare, change):
+    case = prepare()[0]
+    content = case.image_file.read_bytes()
+    case.image_file.write_bytes((content + bytes(100))[: max(0, len(content) + change)])
+    with pytest.raises(DataError, match="It was changed since it was prepared"):
+        case.read([slice(0, 4)] * 3)
+
+
+def test_compressed_blocks_that_are_damaged_while_they_are_used_are_named(prepare):
+    pytest.importorskip("blosc2")
+    case = prepare(storage="blosc2")[0]
+    content = bytearray(case.labels_file.read_bytes())
+    content[len(content) // 3 : 2 * len(content) // 3] = b"\xff" * (2 * len(content) // 3 - len(content) // 3)
+    case.labels_file.write_bytes(bytes(content))
+    with pytest.raises(DataError):
+        case.read([slice(0, length) for length in case.shape])
+
+
+def test_small_cases_are_prepared_once_whether_large_ones_would_be_compressed_or_not(prepare, monkeypatch):
+    monkeypatch.setattr(arrays_module, "find_spec", lambda _: None)
+    first = prepare(storage="auto")
+    assert prepare(storage="npy") == first
 
 
 def test_an_entry_that_lost_a_file_is_made_again(prepare):

@@ -9,9 +9,11 @@ import torch
 import yaml
 
 from medseg_se.cli.main import main
+from medseg_se.data.intensity import Scaling
 from medseg_se.data.phantom import write_phantoms
 from medseg_se.data.sampling import PatchDataset, RawPatches
 from medseg_se.data.segmentation import SegmentationData
+from medseg_se.data.synthetic_scan import rescale
 from medseg_se.errors import UsageError
 from medseg_se.inference.model import Model
 
@@ -109,6 +111,16 @@ def test_synthetic_patches_repeat_and_are_the_same_on_the_device(alone, options)
             assert torch.equal(once[name], again[name])
             torch.testing.assert_close(once[name], later[name], atol=1e-5, rtol=1e-5)
         assert once["image"].shape == (1, *data.patch_size)
+
+
+@pytest.mark.parametrize("shape", [(256, 256, 8), (64, 64, 48)])
+def test_percentiles_of_a_synthetic_scan_see_all_of_it(shape):
+    """Also where the first planes hold nothing, as those of a whole head."""
+    scan = torch.from_numpy(np.random.default_rng(0).gamma(2.0, 1.0, shape).astype(np.float32))
+    scan[:, :, : shape[2] // 4] = 0
+    scaling = Scaling("percentile", (0.0, 1.0), 0.0, 1.0)
+    found = rescale(scan[None, None], [scaling])[0, 0]
+    np.testing.assert_allclose(found, scaling(scan.numpy()), atol=0.05)
 
 
 def test_mirrored_patches_of_label_maps_change_sides(dataset):
