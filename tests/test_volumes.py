@@ -3,7 +3,6 @@ import gzip
 import logging
 import os
 import struct
-import tempfile
 import tracemalloc
 
 import nibabel as nib
@@ -670,7 +669,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     def refused(*args, **kwargs):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(tempfile, "mkstemp", refused)
+    monkeypatch.setattr(os, "open", refused)
     with pytest.raises(OutputError, match="the folder is not writable; choose another output folder"):
         write_volume(label_volume(noise()), tmp_path / "scan.nii.gz")
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]

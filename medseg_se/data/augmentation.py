@@ -36,6 +36,11 @@ CHANNEL_PROBABILITY = 0.5
 INVERTED = 0.25
 """The share of gamma changes that bend the bright end, where all changes are equally frequent."""
 
+_MOST = {
+    "rotation": 180, "scaling": 100, "elastic": 100, "noise": 100, "blur": 10, "brightness": 100, "contrast": 100, "gamma": 100,
+    "spatial_probability": 1, "intensity_probability": 1,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -72,15 +77,12 @@ class Augmentation:
     intensity_probability: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("spatial_probability", "intensity_probability"):
-            probability = getattr(self, name)
-            if probability is not None and not 0 <= probability <= 1:
-                raise UsageError(f"Expected `{name}` between 0 and 1, but got {probability}.")
-        for name in ("rotation", "scaling", "elastic", "noise", "blur", "brightness", "contrast", "gamma"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"Expected `{name}` to be at least 0, but got {getattr(self, name)}.")
-        if self.low_resolution and self.low_resolution < 1:
-            raise UsageError(f"Expected `low_resolution` to be 0 or at least 1, but got {self.low_resolution}.")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:  # NaN is not either
+                raise UsageError(f"Expected `{name}` between 0 and {most}, but got {value}.")
+        if self.low_resolution and not 1 <= self.low_resolution <= 100:
+            raise UsageError(f"Expected `low_resolution` to be 0 or between 1 and 100, but got {self.low_resolution}.")
         for axis in self.mirror:
             if axis not in MIRRORS:
                 raise UsageError(f"Expected `mirror` to hold some of {', '.join(MIRRORS)}, but got {axis!r}.")

@@ -11,7 +11,7 @@ looked up for a slab of the patch that fits the processor's cache, and image and
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,15 +88,6 @@ class RawPatch:
         if self.mirrored:
             patch, truth = patch.flip([axis + 1 for axis in self.mirrored]), truth.flip(self.mirrored)
         return patch, truth
-
-    def to(self, device: torch.device) -> RawPatch:
-        """Return the same on another device."""
-        image, labels = (tensor.to(device, non_blocking=True) for tensor in (self.image, self.labels))
-        return replace(self, image=image, labels=labels)
-
-    def pin_memory(self) -> RawPatch:
-        """Return the same in memory from which a GPU reads faster."""
-        return replace(self, image=self.image.pin_memory(), labels=self.labels.pin_memory())
 
 
 def read_patch(case: Scan, centre: Array, size: Sequence[int], change: SpatialChange) -> RawPatch:

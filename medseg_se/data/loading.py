@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from medseg_se.data.sampling import EpochSampler, Sample
+from medseg_se.data.sampling import EpochSampler, Sample, one_thread
 from medseg_se.data.store import StoredCase
 from medseg_se.data.synthesiser import Synthesiser
 from medseg_se.errors import UsageError, unknown_name
@@ -136,6 +136,7 @@ class WholeScans(Dataset[Sample]):
         read, labels = case.read([slice(0, length) for length in case.shape])
         image, lowest = torch.from_numpy(read), Tensor(case.lowest)
         if case.channels == 0 and self.synthesiser is not None:
-            image = self.synthesiser.whole(case)
+            with one_thread():  # a whole scan is the same on any machine, as patches are
+                image = self.synthesiser.whole(case)
             lowest = image.amin(dim=(1, 2, 3))
         return {"image": image, "labels": torch.from_numpy(labels.astype(np.int64)), "lowest": lowest}

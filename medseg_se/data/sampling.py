@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ class RawSample:
 
     patch: RawPatch
     intensity: IntensityChange
-    swapped: Tensor | None
+    swapped: Array | None
     flat_axis: int | None
     synthetic: tuple[Synthesiser, SyntheticChange] | None = None
 
@@ -101,7 +101,8 @@ class RawSample:
         """Return "image" float32 (C, *size) and "labels" int64 (*size), made on the device where the patch lies."""
         image, labels = self.patch.cut()
         if self.swapped is not None:
-            known = self.swapped.index_select(0, labels.clamp(min=0).int().view(-1)).view(labels.shape)
+            table = torch.from_numpy(self.swapped).to(labels.device)
+            known = table.index_select(0, labels.clamp(min=0).int().view(-1)).view(labels.shape)
             labels = torch.where(labels < 0, labels, known)
         if self.synthetic is None:
             image = apply_intensity(image, self.intensity)
@@ -111,15 +112,6 @@ class RawSample:
         if self.flat_axis is not None:
             image, labels = image.squeeze(self.flat_axis + 1), labels.squeeze(self.flat_axis)
         return {"image": image.contiguous(), "labels": labels.long()}
-
-    def to(self, device: torch.device) -> RawSample:
-        """Return the same on another device."""
-        swapped = None if self.swapped is None else self.swapped.to(device)
-        return replace(self, patch=self.patch.to(device), swapped=swapped)
-
-    def pin_memory(self) -> RawSample:
-        """Return the same in memory from which a GPU reads faster."""
-        return replace(self, patch=self.patch.pin_memory())
 
 
 class PatchDataset(Dataset[Sample]):
@@ -144,7 +136,7 @@ class PatchDataset(Dataset[Sample]):
     ) -> None:
         self.cases, self.settings, self.augmentation = list(cases), settings, augmentation or NO_AUGMENTATION
         self.synthesiser, self.plain = synthesiser, augmentation is None
-        self.swapped = torch.from_numpy(structures.mirrored())
+        self.swapped = structures.mirrored()
         self.weights = np.array(settings.weights or [1.0] * len(structures.names))
         self.left_right = next(axis for axis, letter in enumerate(settings.orientation) if letter in "LR")
 

@@ -28,7 +28,8 @@ from medseg_se.data.loading import (
     worker_count,
 )
 from medseg_se.data.preprocessing import Crop, ImageInterpolation, Preprocessing
-from medseg_se.data.sampling import PatchDataset, PatchSettings, RawPatches, RawSample, Sample
+from medseg_se.data.raw_batch import RawBatch
+from medseg_se.data.sampling import PatchDataset, PatchSettings, RawPatches, Sample
 from medseg_se.data.store import StoredCase, prepare_cases
 from medseg_se.data.synthesiser import Synthesiser, read_ranges
 from medseg_se.data.tissues import tissues_of
@@ -68,8 +69,8 @@ class SegmentationData(pl.LightningDataModule):
         crop: Whether the zero border is cut off.
         intensity: How intensities are scaled; one name, or one for each channel.
         window: For the intensities "window" and "dataset"; one pair, or one for each channel.
-        mean: For the intensity "dataset"; one number, or one for each channel.
-        deviation: For the intensity "dataset"; one number, or one for each channel.
+        mean: For the intensity "dataset", which needs it; one number, or one for each channel.
+        deviation: For the intensity "dataset", which needs it; one number, or one for each channel.
         interpolation: How scans are resampled.
         rotation: See `Augmentation`, as the following.
         scaling: Largest relative change of size.
@@ -85,7 +86,8 @@ class SegmentationData(pl.LightningDataModule):
         intensity_probability: Share of the patches to which each intensity change is applied; null takes nnU-Net's shares.
         synthetic: Share of the training patches whose intensities are made from their labels instead of taken from the scan;
             1 trains on synthetic scans alone. Those of cases of a label map alone are always made, in validation too.
-        synthesis: Ranges from which they are drawn, some of the fields of `Synthesis`, such as `contrast: t1`.
+        synthesis: Ranges from which they are drawn, some of the fields of `Synthesis`, such as `contrast: t1`. These alone
+            change a synthetic patch; of the changes above, `rotation` to `intensity_probability`, only `mirror` acts on it.
         progress: Whether preparing shows a progress bar.
     """
 
@@ -114,8 +116,8 @@ class SegmentationData(pl.LightningDataModule):
         crop: Crop = "none",
         intensity: Intensity | list[Intensity] = "zscore",
         window: list[float] | list[list[float]] = [-1000.0, 1000.0],  # noqa: B006
-        mean: float | list[float] = 0.0,
-        deviation: float | list[float] = 1.0,
+        mean: float | list[float] | None = None,
+        deviation: float | list[float] | None = None,
         interpolation: ImageInterpolation = "linear",
         rotation: float = 15.0,
         scaling: float = 0.2,
@@ -233,7 +235,7 @@ class SegmentationData(pl.LightningDataModule):
         return DataLoader(
             dataset,
             self.batch_size,
-            collate_fn=list if on_device else None,
+            collate_fn=RawBatch.of if on_device else None,
             sampler=epoch_sampler(self.trainer, self.batch_size, self.batches_per_epoch),
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -242,7 +244,7 @@ class SegmentationData(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Change the patches of a training batch, now that they lie on the network's device, if that was left to it."""
-        return _finished(batch) if isinstance(batch, list) else batch
+        return batch.finished() if isinstance(batch, RawBatch) else batch
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return one plain patch a validation case while fitting, whole scans for `validate`."""
@@ -287,8 +289,3 @@ class SegmentationData(pl.LightningDataModule):
             "training": [case.digest for case in self.training],
             "validation": [case.digest for case in self.validation] if self.fold is not None else [],
         }
-
-
-def _finished(samples: Sequence[RawSample]) -> Sample:
-    done = [sample.finished() for sample in samples]
-    return {name: torch.stack([sample[name] for sample in done]) for name in done[0]}

@@ -32,6 +32,10 @@ _MOST = {
     "isotropic": 1, "sharp": 1, "head": 1, "translation": 1, "noise": 1, "shearing": 0.5, "bias": 3, "gamma": 3, "blur": 10,
     "rotation": 180, "warp": 100, "t1_spread": 100,
 }  # fmt: skip
+_WITHIN = {
+    "means": (0, 255), "deviations": (0, 255), "thickness": (0, 1), "scaling": (0.1, 10),
+    "head_csf": (0, 100), "head_skull": (0, 100), "head_scalp": (0, 100),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Synthesis:
         deviations: Range of the standard deviation inside a structure, on the same scale.
         t1_spread: Standard deviation between scans of the means of "t1".
         bias: Largest standard deviation of the logarithm of the bias field at its control points.
-        bias_distance: Distance between these in mm.
+        bias_distance: Distance between these in mm, at least 1.
         gamma: Standard deviation of the logarithm of gamma.
         resolution: Largest voxel in mm where all axes are coarsened.
         slice_distance: Largest distance between slices in mm where one axis is coarsened.
@@ -59,7 +63,7 @@ class Synthesis:
         shearing: Largest shear.
         translation: Largest shift as a share of the patch; patches are cut anywhere as it is.
         warp: Largest standard deviation of a smooth displacement in mm, at control points.
-        warp_distance: Distance between these in mm.
+        warp_distance: Distance between these in mm, at least 1.
         head: Share of the scans with synthetic tissue around the labels; the others are 0 there, as if skull-stripped.
         head_csf: Range of the thickness in mm of the fluid between brain and bone.
         head_skull: Range of the thickness in mm of the bone.
@@ -97,12 +101,13 @@ class Synthesis:
             raise UsageError(f"Expected `contrast` of synthetic scans to be one of {valid}, but got {self.contrast!r}.")
         for name, most in _MOST.items():
             _check(0 <= getattr(self, name) <= most, name, f"between 0 and {most}", getattr(self, name))
-        for name in ("bias_distance", "resolution", "slice_distance", "warp_distance"):
+        for name in ("resolution", "slice_distance"):
             _check(0 < getattr(self, name) < math.inf, name, "a positive number of mm", getattr(self, name))
-        for name in ("means", "deviations", "head_csf", "head_skull", "head_scalp"):
-            _check(_is_range(getattr(self, name), 0), name, "a lower and a higher number, at least 0", getattr(self, name))
-        _check(_is_range(self.thickness, 0) and self.thickness[1] <= 1, "thickness", "a range within 0 and 1", self.thickness)
-        _check(_is_range(self.scaling, 0.1), "scaling", "a lower and a higher factor, at least 0.1", self.scaling)
+        for name in ("bias_distance", "warp_distance"):
+            _check(1 <= getattr(self, name) < math.inf, name, "at least 1 mm", getattr(self, name))
+        for name, (least, most) in _WITHIN.items():
+            wanted = f"a lower and a higher number, between {least} and {most}"
+            _check(_is_range(getattr(self, name), least, most), name, wanted, getattr(self, name))
 
 
 def _check(right: bool, name: str, wanted: str, found: object) -> None:
@@ -110,8 +115,8 @@ def _check(right: bool, name: str, wanted: str, found: object) -> None:
         raise UsageError(f"Expected `{name}` of synthetic scans to be {wanted}, but got {found}.")
 
 
-def _is_range(value: Sequence[float], least: float) -> bool:
-    return len(value) == 2 and least <= value[0] <= value[1] < math.inf
+def _is_range(value: Sequence[float], least: float, most: float) -> bool:
+    return len(value) == 2 and least <= value[0] <= value[1] <= most
 
 
 @dataclass(frozen=True)

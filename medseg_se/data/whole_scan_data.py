@@ -24,9 +24,9 @@ from medseg_se.data.parallel import for_every_case
 from medseg_se.data.pictures import NO_STRUCTURES, ORIENTATION, Colour, check_colour, is_picture, read_class_folders
 from medseg_se.data.preprocessing import Crop, ImageInterpolation, Preprocessing
 from medseg_se.data.sampling import Sample
-from medseg_se.data.store import digest_of
 from medseg_se.data.whole_scan import TrainingScans, WholeScan, WholeScanDataset
 from medseg_se.errors import DataError, UsageError
+from medseg_se.files import digest_of
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class WholeScanData(pl.LightningDataModule, ABC):
         crop: Whether the zero border is cut off.
         intensity: How intensities are scaled; one name, or one for each channel.
         window: For the intensities "window" and "dataset"; one pair, or one for each channel.
-        mean: For the intensity "dataset"; one number, or one for each channel.
-        deviation: For the intensity "dataset"; one number, or one for each channel.
+        mean: For the intensity "dataset", which needs it; one number, or one for each channel.
+        deviation: For the intensity "dataset", which needs it; one number, or one for each channel.
         interpolation: How scans are resampled to `spacing`.
         rotation: See `Augmentation`, as the following.
         scaling: Largest relative change of size.
@@ -102,8 +102,8 @@ class WholeScanData(pl.LightningDataModule, ABC):
         crop: Crop = "none",
         intensity: Intensity | list[Intensity] = "zscore",
         window: list[float] | list[list[float]] = [-1000.0, 1000.0],  # noqa: B006
-        mean: float | list[float] = 0.0,
-        deviation: float | list[float] = 1.0,
+        mean: float | list[float] | None = None,
+        deviation: float | list[float] | None = None,
         interpolation: ImageInterpolation = "linear",
         rotation: float = 15.0,
         scaling: float = 0.1,
@@ -383,6 +383,9 @@ def _refuse_parted(twins: Iterable[Sequence[Case]], source: Path) -> None:
 
 def _are_pictures(datalist: Datalist) -> bool:
     cases = (*datalist.training, *datalist.test)
+    bare = next((case for case in cases if not case.images), None)
+    if bare is not None:
+        raise DataError(f"Case {bare.id} of {datalist.source} has no scan, but a label map alone. Leave it out.")
     pictures = [case for case in cases if is_picture(case.images[0])]
     if pictures and len(pictures) < len(cases):
         other = next(case for case in cases if not is_picture(case.images[0]))

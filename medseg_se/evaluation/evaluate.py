@@ -159,7 +159,7 @@ def _find_truths(source: Path, structures: Structures | None) -> tuple[dict[str,
 def _test_truths(cases: Iterable[Case]) -> dict[str, Path]:
     """Return case → label map of test cases: their own, or one of the same name in `labelsTs` beside their images."""
     cases = list(cases)
-    held_back = {folder: _label_maps(folder) for case in cases if (folder := _labels_folder(case)).is_dir()}
+    held_back = {folder: _label_maps(folder) for case in cases if case.images and (folder := _labels_folder(case)).is_dir()}
     found = {case.id: case.label or held_back.get(_labels_folder(case), {}).get(case.id) for case in cases}
     return {name: path for name, path in found.items() if path is not None}
 

@@ -11,7 +11,7 @@ import yaml
 from known_network import NearestLevel, write_checkpoint
 
 from medseg_se.cli.main import main
-from medseg_se.data.store import digest_of
+from medseg_se.files import digest_of
 from medseg_se.inference.model import Model
 from medseg_se.networks import NETWORKS
 from medseg_se.structures import Structures

@@ -1,4 +1,5 @@
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -341,12 +342,15 @@ def test_mirroring_takes_the_axis_that_the_name_means(orientation, name):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"rotation": -1}, "Expected `rotation` to be at least 0, but got -1"),
-        ({"noise": -0.1}, "Expected `noise` to be at least 0, but got -0.1"),
-        ({"gamma": -0.3}, "Expected `gamma` to be at least 0"),
+        ({"rotation": -1}, "Expected `rotation` between 0 and 180, but got -1"),
+        ({"noise": -0.1}, "Expected `noise` between 0 and 100, but got -0.1"),
+        ({"gamma": -0.3}, "Expected `gamma` between 0 and 100"),
+        ({"blur": 1e6}, "Expected `blur` between 0 and 10, but got 1000000.0"),
+        ({"brightness": 1e308}, "Expected `brightness` between 0 and 100, but got 1e+308"),
         ({"spatial_probability": 1.5}, "Expected `spatial_probability` between 0 and 1, but got 1.5"),
         ({"intensity_probability": -0.1}, "Expected `intensity_probability` between 0 and 1"),
-        ({"low_resolution": 0.5}, "Expected `low_resolution` to be 0 or at least 1, but got 0.5"),
+        ({"low_resolution": 0.5}, "Expected `low_resolution` to be 0 or between 1 and 100, but got 0.5"),
+        ({"low_resolution": 101.0}, "to be 0 or between 1 and 100, but got 101.0"),
         ({"mirror": ("sideways",)}, "left-right, anterior-posterior, inferior-superior, but got 'sideways'"),
         ({"mirror": ("left-right", "left-right")}, "each axis once, but got 'left-right' 2 times"),
     ],
@@ -356,3 +360,19 @@ def test_bad_values_are_refused_in_words(values, words):
     with pytest.raises(UsageError) as caught:
         Augmentation(**values)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(Augmentation) if item.name != "mirror"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e9])
+def test_no_strength_may_be_nan_negative_or_absurd(name, value):
+    with pytest.raises(UsageError, match=f"Expected `{name}` .*between"):
+        Augmentation(**{name: value})
+
+
+def test_the_strongest_changes_leave_finite_intensities():
+    change = draw_intensity(
+        Augmentation(noise=100, blur=10, brightness=100, contrast=100, gamma=100, low_resolution=100, intensity_probability=1),
+        rng(),
+        2,
+    )
+    assert apply_intensity(torch.randn(2, 9, 8, 7, generator=torch.Generator().manual_seed(0)), change).isfinite().all()

@@ -13,8 +13,8 @@ from whole_scans import CLASSES, write_ages, write_pictures
 from medseg_se.data.augmentation import Augmentation
 from medseg_se.data.classification import ClassificationData, RegressionData
 from medseg_se.data.preprocessing import Preprocessing
-from medseg_se.data.store import digest_of
 from medseg_se.errors import DataError, UsageError
+from medseg_se.files import digest_of
 
 
 @pytest.fixture
@@ -315,7 +315,8 @@ def test_the_description_is_plain_data(classes, ages):
         ({"spacing": [1.0, 1.0, 1.0]}, "Pictures have no place in the body: leave out `spacing`"),
         ({"slice_axis": "axial"}, "leave out `slice_axis`"),
         ({"orientation": "RAS"}, "leave out `orientation`"),
-        ({"rotation": -1}, "Expected `rotation` to be at least 0"),
+        ({"rotation": -1}, "Expected `rotation` between 0 and 180, but got -1"),
+        ({"intensity": "dataset"}, "Expected `mean` and `deviation` of the dataset's intensities"),
         ({"target": ["class", "age"]}, "Expected `target` to be one attribute that holds a class"),
         (
             {"target": ["class", "class"]},
@@ -431,6 +432,14 @@ def test_pictures_and_scans_are_not_mixed(ages, heads):
     Image.fromarray(np.eye(9, dtype=np.uint8)).save(heads / "images" / "a.png")
     edit(heads, lambda content: content["training"].append({"image": "images/a.png", "age": 3}))
     with pytest.raises(DataError, match=r"mixes pictures \(a\) and scans \(head0\)"):
+        ages()
+
+
+@pytest.mark.parametrize("part", ["training", "test"])
+def test_a_case_of_a_label_map_alone_is_refused(ages, heads, part):
+    bare = {"image": None, "label": "labels/bare.nii.gz", "id": "bare", "age": 3}
+    edit(heads, lambda content: content.setdefault(part, []).insert(0, bare))
+    with pytest.raises(DataError, match=r"Case bare of .* has no scan, but a label map alone"):
         ages()
 
 

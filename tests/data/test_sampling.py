@@ -2,6 +2,7 @@ import json
 import pickle
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from medseg_se.data.augmentation import NO_AUGMENTATION, Augmentation, SpatialCh
 from medseg_se.data.cutting import read_patch
 from medseg_se.data.datalist import read_datalist
 from medseg_se.data.preprocessing import Preprocessing
+from medseg_se.data.raw_batch import RawBatch
 from medseg_se.data.sampling import EpochSampler, PatchDataset, PatchSettings, RawPatches, one_thread
 from medseg_se.data.store import prepare_cases
 from medseg_se.structures import IGNORE, Structures
@@ -148,20 +150,42 @@ def test_patches_that_are_changed_later_are_the_same(store_case, flat):
     dataset = patches(cases, STRONG, size=size, flat_axis=flat)
     raw = RawPatches(dataset)
     assert len(raw) == 2
-    loader = DataLoader(raw, 3, sampler=range(6), collate_fn=list, num_workers=1)
+    loader = DataLoader(raw, 3, sampler=range(6), collate_fn=RawBatch.of, num_workers=1)
     for batch, numbers in zip(loader, ((0, 1, 2), (3, 4, 5)), strict=True):
-        for number, sample in zip(numbers, batch, strict=True):
-            assert same(sample.to(torch.device("cpu")).finished(), dataset[number])
+        finished = batch.to(torch.device("cpu")).finished()
+        for place, number in enumerate(numbers):
+            assert same({name: values[place] for name, values in finished.items()}, dataset[number])
 
 
-def test_what_has_a_device_goes_there(store_case):
-    labels = random_labels()
-    raw = RawPatches(patches([store_case(coordinates(), labels)], replace(STRONG, mirror=("left-right",))))
-    samples = [raw[number].to(torch.device("meta")) for number in range(8)]
-    assert any(sample.swapped is not None for sample in samples)
-    for sample in samples:
-        tensors = (sample.patch.image, sample.patch.labels, *([] if sample.swapped is None else [sample.swapped]))
-        assert {tensor.device.type for tensor in tensors} == {"meta"}
+def test_a_batch_keeps_every_voxel_of_its_samples(store_case):
+    case = store_case(coordinates(), random_labels())
+    raw = RawPatches(patches([case, case.without_image()], STRONG))
+    samples = [raw[number] for number in range(4)]
+    assert len({sample.patch.labels.shape for sample in samples}) > 1  # boxes of turned patches are of any size
+    assert {len(sample.patch.image) for sample in samples} == {0, 3}
+    for sample, kept in zip(samples, RawBatch.of(samples).samples(), strict=True):
+        assert torch.equal(kept.patch.image, sample.patch.image)
+        assert torch.equal(kept.patch.labels, sample.patch.labels)
+
+
+def test_all_voxels_of_a_batch_go_to_its_device(store_case):
+    raw = RawPatches(patches([store_case(coordinates(), random_labels())], STRONG))
+    batch = RawBatch.of([raw[number] for number in range(4)]).to(torch.device("meta"))
+    for sample in batch.samples():
+        assert sample.patch.image.device.type == sample.patch.labels.device.type == "meta"
+
+
+def test_a_batch_needs_few_file_descriptors_however_many_samples_it_has(store_case):
+    resource = pytest.importorskip("resource")
+    case, highest = store_case(coordinates(), random_labels()), max(int(path.name) for path in Path("/dev/fd").iterdir())
+    raw = RawPatches(patches([case], STRONG, size=(8, 1, 10), flat_axis=1))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 60, before[1]))
+    try:
+        batches = list(DataLoader(raw, 64, sampler=range(192), collate_fn=RawBatch.of, num_workers=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert [len(batch.finished()["labels"]) for batch in batches] == [64, 64, 64]
 
 
 def test_threads_are_given_back_also_after_an_error(three_threads):

@@ -10,8 +10,8 @@ from medseg_se.data.augmentation import Augmentation
 from medseg_se.data.datalist import read_datalist
 from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.segmentation import SegmentationData
-from medseg_se.data.store import digest_of
 from medseg_se.errors import DataError, UsageError
+from medseg_se.files import digest_of
 from medseg_se.structures import Structures
 
 
@@ -226,6 +226,24 @@ def test_patches_changed_on_the_device_are_those_that_workers_change(make, tmp_p
             torch.testing.assert_close(second["image"], first["image"], atol=1e-4, rtol=1e-5)
 
 
+def test_patches_changed_on_a_cpu_do_not_depend_on_its_threads(make, tmp_path, write_decathlon):
+    source = write_decathlon(tmp_path / "large", cases=3, shape=(44, 43, 42))
+    strong = {"spatial_probability": 1.0, "elastic": 2.0, "intensity_probability": 1.0}
+    data = make(source=str(source), patch_size=[40, 40, 40], augment_on="device", num_workers=0, batches_per_epoch=4, **strong)
+    data.setup("fit")
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            found.append([data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()])
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    for one, three in zip(*found, strict=True):
+        assert torch.equal(one["image"], three["image"])
+        assert torch.equal(one["labels"], three["labels"])
+
+
 def test_weights_are_those_of_the_named_structures(make):
     names = make().structures.names
     assert make().settings.weights == (1.0, 1.0)
@@ -309,7 +327,9 @@ def test_structures_can_be_given_by_file(make, tmp_path):
         ({"spacing": [1.0, 0.0, 1.0]}, "Expected `spacing` to be three positive numbers in mm"),
         ({"intensity": "zscores"}, "Expected `intensity` to be one of"),
         ({"mirror": ["up"]}, "Expected `mirror` to hold some of left-right"),
-        ({"rotation": -5}, "Expected `rotation` to be at least 0"),
+        ({"rotation": -5}, "Expected `rotation` between 0 and 180, but got -5"),
+        ({"intensity": "dataset"}, "Expected `mean` and `deviation` of the dataset's intensities"),
+        ({"intensity": ["zscore", "dataset"], "mean": 3.0}, "Expected `mean` and `deviation` of the dataset's intensities"),
     ],
     ids=str,
 )

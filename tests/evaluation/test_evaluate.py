@@ -219,6 +219,19 @@ def test_a_decathlon_dataset_gives_cases_structures_and_held_back_truth(tmp_path
     assert list(by_case(labels_only)) == ["tr"]
 
 
+def test_the_truth_of_a_test_case_may_be_a_label_map_alone(folders):
+    predictions, truth = folders
+    write(predictions, "ts.nii.gz", labels(shift=1))
+    write(truth / "labels", "ts.nii.gz", labels())
+    content = {
+        "labels": {"background": 0, "left hippocampus": 17},
+        "training": [],
+        "test": [{"image": None, "label": "labels/ts.nii.gz"}],
+    }
+    (truth / "dataset.json").write_text(json.dumps(content))
+    assert {name: case.dice["left hippocampus"] for name, case in by_case(run(folders)).items()} == {"ts": 0.75}
+
+
 def test_a_csv_among_label_maps_is_a_dataset_only_if_it_lists_images(folders):
     predictions, truth = folders
     for folder in folders:

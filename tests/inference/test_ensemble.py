@@ -9,8 +9,8 @@ from medseg_se.cli.main import main
 from medseg_se.data.datalist import read_datalist
 from medseg_se.data.phantom import write_phantoms
 from medseg_se.data.preprocessing import Preprocessing
-from medseg_se.data.store import digest_of
 from medseg_se.errors import CheckpointError, DataError, UsageError
+from medseg_se.files import digest_of
 from medseg_se.inference.ensemble import Ensemble, load_model
 from medseg_se.inference.inputs import find_cases
 from medseg_se.inference.model import Model

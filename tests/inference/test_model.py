@@ -14,8 +14,8 @@ from known_network import STRUCTURES, NearestLevel, checkpoint_content, write_ch
 
 from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.segmentation import SegmentationData
-from medseg_se.data.store import digest_of
 from medseg_se.errors import CheckpointError, DataError, UsageError
+from medseg_se.files import digest_of
 from medseg_se.hardware import free_memory
 from medseg_se.inference.model import Model
 from medseg_se.networks import NETWORKS

@@ -10,9 +10,9 @@ from known_network import STRUCTURES, NearestLevel, write_checkpoint
 from rich.console import Console
 
 from medseg_se.data.datalist import Case
-from medseg_se.data.store import digest_of
 from medseg_se.errors import DataError, OutputError, UsageError
 from medseg_se.evaluation.evaluate import evaluate
+from medseg_se.files import digest_of
 from medseg_se.inference.inputs import find_cases
 from medseg_se.inference.model import Model
 from medseg_se.inference.predict import choose_cases, predict_cases, render
