@@ -23,6 +23,7 @@ def plan(
     memory: str | None = None,
     device: str = "auto",
     recipe: str = "generic",
+    structures: str | None = None,
     folds: int | None = None,
     fold: int | None = None,
     workers: int | None = None,
@@ -39,7 +40,8 @@ def plan(
         budget: Time that `fit` may take from the command to its last line: 30m, 2h, 1d.
         memory: Memory that it may take, of the process or of the graphics card: 8GB; most of what there is if not given.
         device: auto, cpu, cuda, cuda:1 or mps.
-        recipe: Recipe or YAML file to begin with; it says which network and which attention.
+        recipe: Recipe or YAML file to begin with; it says which network and which attention, and whether it sees slices.
+        structures: JSON file with the label values, where the dataset has none or others are wanted.
         folds: Number of folds; five if not given, or as many as there are groups.
         fold: Which fold is validated; the first if not given.
         workers: Scans read at the same time.
@@ -49,16 +51,27 @@ def plan(
     from rich.console import Console
 
     from medseg_se.cli.train import with_configs
-    from medseg_se.data.datalist import read_datalist
+    from medseg_se.data.datalist import read_datalist, read_structures
+    from medseg_se.errors import UsageError
     from medseg_se.planning.budget import parse_budget, parse_memory
-    from medseg_se.planning.document import to_yaml, write_plan
+    from medseg_se.planning.document import refuse_edited, to_yaml, write_plan
     from medseg_se.planning.machine import busy_share, describe_machine
     from medseg_se.planning.measurements import Measurements
     from medseg_se.planning.plan import Planner, Wishes
+    from medseg_se.planning.recipe import check_recipe
 
     wishes = Wishes(parse_budget(budget), parse_memory(memory) if memory else None, folds, fold)
     beginning = yaml.safe_load(Path(with_configs(["--config", recipe])[1]).read_text(encoding="utf-8"))
-    machine, datalist, folder = describe_machine(device), read_datalist(data), Path(output).resolve()
+    check_recipe(beginning)
+    machine, folder = describe_machine(device), Path(output).resolve()
+    own = beginning["data"].setdefault("init_args", {})
+    if named := structures or own.get("structures"):
+        own["structures"] = str(Path(named).resolve())
+    datalist = read_datalist(data, read_structures(named) if named else None)
+    path = folder / "plan.yaml"
+    refuse_edited(path, overwrite)
+    if workers is not None and workers < 1:
+        raise UsageError(f"Expected `workers` to be at least 1, but got {workers}.")
     console = Console(highlight=False)
     fingerprint = _fingerprint(datalist, folder, workers, console)
     if (busy := busy_share()) > _BUSY:
@@ -67,7 +80,6 @@ def plan(
     measurements = Measurements(folder / "measurements.json", [machine.key, fingerprint.digest])
     with console.status(f"trying networks on {machine.name}"):
         made = Planner(datalist, fingerprint, beginning, machine, wishes, folder, measurements).plan()
-    path = folder / "plan.yaml"
     write_plan(path, to_yaml(made.config, made.decisions, _header(made, fingerprint, machine.name, recipe, path)), overwrite)
     _show(made, console)
     console.print(f"\nTrain with: medseg-se fit --config {path}", soft_wrap=True, markup=False)
@@ -88,6 +100,8 @@ def _fingerprint(datalist: Datalist, folder: Path, workers: int | None, console:
     if found is None or found.inputs != inputs_key(datalist):
         found = measure(datalist, workers)
         found.write(path)
+        (folder / "fingerprint.html").unlink(missing_ok=True)  # of other data
+    if not (folder / "fingerprint.html").is_file():
         _write_page(found, folder / "fingerprint.html", console)
     return found
 
@@ -114,7 +128,7 @@ def _header(made: Plan, fingerprint: Fingerprint, machine: str, recipe: str, pat
         f"medseg-se fit --config {path}",
         f"Machine: {machine}. Data: {fingerprint.digest}. Recipe: {recipe}.",
         f"Time: {spoken_time(costs.startup)} to start, {spoken_time(costs.preparing)} to prepare the scans (once), "
-        f"{spoken_time(table.training)} to train, {spoken_time(costs.judging + costs.validation)} to judge.",
+        f"{spoken_time(int(table.training))} to train, {spoken_time(costs.judging + costs.validation)} to judge.",
         *(f"Warning: {warning}" for warning in made.warnings),
     ]
 

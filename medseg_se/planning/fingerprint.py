@@ -81,7 +81,9 @@ def measure(datalist: Datalist, workers: int | None = None, progress: bool = Tru
         folds=any(case.fold is not None for case in datalist.training),
     )
     places = {one.facts.id: one.places for one in measured}
-    return replace(fingerprint, warnings=tuple(find_doubts(fingerprint, places)))
+    alone = sum(not case.lowest for case in fingerprint.cases)
+    bare = f"{alone} of {len(measured)} cases are label maps alone: their scans will be synthetic, see `data.synthesis`."
+    return replace(fingerprint, warnings=(*find_doubts(fingerprint, places), *([bare] if alone else [])))
 
 
 def inputs_key(datalist: Datalist) -> str:
@@ -91,7 +93,7 @@ def inputs_key(datalist: Datalist) -> str:
     """
     content: list[object] = [FORMAT, datalist.name, str(datalist.source), datalist.channels, datalist.structures.to_dict()]
     for case in datalist.training:
-        files = [*case.images, *([case.label] if case.label else [])]
+        files = case.files()
         known = [(path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None for path in files]
         content.append([case.id, case.group, case.fold, list(map(str, files)), known])
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
@@ -107,7 +109,7 @@ def _channels(names: Sequence[str], measured: Sequence[Measured]) -> tuple[Chann
             np.concatenate([one.drawn[number] for one in chosen]) if chosen else np.zeros(1, dtype=np.float32),
             min((float(one.minimum[number]) for one in chosen), default=0.0),
             max((float(one.maximum[number]) for one in chosen), default=0.0),
-            2 * sum(one.like_ct[number] for one in measured) > len(measured),
+            2 * sum(one.like_ct[number] for one in measured if one.like_ct) > sum(bool(one.like_ct) for one in measured),
         )
         for number, name in enumerate(names)
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from medseg_se.data.scan import read_channels, read_truth
 from medseg_se.errors import DataError
 from medseg_se.planning.facts import CaseFacts, Millimetres
 from medseg_se.structures import IGNORE, Structures
-from medseg_se.volumes import Volume
+from medseg_se.volumes import Volume, read_labels
 
 Array = npt.NDArray[Any]
 MOST_VOXELS = 10_000  # that a case gives to the statistics of intensities
@@ -59,18 +59,18 @@ class Measured:
 
 
 def measure_case(case: Case, datalist: Datalist) -> Measured:
-    """Read and measure one case.
+    """Read and measure one case; of a label map alone, all but intensities.
 
     Raises:
         DataError: It has no label map, a file is unreadable or holds a voxel that is not finite, or files contradict each
             other or the datalist.
     """
-    image = read_channels(case.images, len(datalist.channels))
+    image = read_channels(case.images, len(datalist.channels)) if case.images else _without_channels(case)
     lowest, highest = image.array.min(axis=(1, 2, 3)), image.array.max(axis=(1, 2, 3))
     if not np.isfinite([lowest, highest]).all():
         raise DataError(f"{case.images[0]} holds voxels that are NaN or infinite. Repair it or leave it out.")
     truth = read_truth(case, datalist.structures, image)
-    nonzero: Array = np.any(image.array, axis=0)
+    nonzero: Array = np.any(image.array, axis=0) if case.images else np.ones(image.shape, dtype=bool)
     order = [next(axis for axis in range(3) if image.orientation[axis] in letters) for letters in AXES]
     cropped = _box_shape(nonzero)
     spacing = [round(length, 6) for length in image.spacing]  # headers hold 2.4 as 2.39999986
@@ -91,8 +91,14 @@ def measure_case(case: Case, datalist: Datalist) -> Measured:
         volumes={name: count * math.prod(spacing) / 1000 for name, count in voxels.items()},
     )
     known = nonzero.size - int(np.count_nonzero(truth.array == IGNORE))
-    like_ct = tuple(_like_ct(*pair) for pair in zip(image.array, datalist.channels, strict=True))
+    like_ct = tuple(_like_ct(channel, name) for channel, name in zip(image.array, datalist.channels, strict=False))
     return Measured(facts, known, voxels, extents, places, drawn, minimum, maximum, like_ct)
+
+
+def _without_channels(case: Case) -> Volume:
+    """Return the grid of a case of a label map alone, as a scan of no channel."""
+    labels = read_labels(case.label or "")
+    return replace(labels, array=np.empty((0, *labels.shape), dtype=np.float32))
 
 
 def called_ct(name: str) -> bool:

@@ -40,12 +40,13 @@ def network_settings(candidate: Candidate, options: Mapping[str, Any], own: Mapp
     strides, kernels = _shortest(candidate.strides), _shortest(candidate.kernels)
     if "channels" in options:
         smallest = [size // math.prod(steps) for size, *steps in zip(candidate.patch, *candidate.strides, strict=True)]
-        reason = f"the widest that gets enough steps; {levels} levels, down to {by(smallest)} voxels"
+        depth = f"{levels} levels, down to {by(smallest)} voxels" if "strides" in options else f"{levels} levels"
+        reason = f"as wide as the steps that fit into the time allow; {depth}"
         decisions.append(Decision("model.channels", list(candidate.channels), reason))
-    if "strides" in options:
+    if "strides" in options and "channels" in options:
         reason = "each level halves every axis" if strides == 2 else "fine and long axes are halved first"
         decisions.append(Decision("model.strides", strides, reason))
-    if "kernel_size" in options and kernels != 3:
+    if "kernel_size" in options and "channels" in options and kernels != 3:
         decisions.append(Decision("model.kernel_size", kernels, "none reaches across slices much thicker than a voxel is wide"))
     blocks = options.get("blocks")
     if isinstance(blocks, Sequence) and len(blocks) != levels:

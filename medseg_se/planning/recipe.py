@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
 
+from medseg_se.data.loading import axis_across
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import UsageError, unknown_name
 from medseg_se.networks import NETWORKS
-from medseg_se.planning.rules import Decision
+from medseg_se.planning.rules import Decision, Grid
 from medseg_se.tasks import SegmentationTask
 
 WITH_ARGUMENTS = ("model", "data")
@@ -42,6 +44,12 @@ def arguments_of(config: Mapping[str, Any], part: str) -> dict[str, Any]:
     """Return the arguments of the trainer, the model or the data of a config."""
     table = config.get(part) or {}
     return dict((table.get("init_args") or {}) if part in WITH_ARGUMENTS else table)
+
+
+def sliced(grid: Grid, recipe: Mapping[str, Any]) -> Grid:
+    """Return `grid` with the slices that the recipe asks for, if it is one of a 2D network."""
+    axis = axis_across(arguments_of(recipe, "data").get("slice_axis"), "RAS")
+    return grid if axis is None else replace(grid, flat_axis=axis)
 
 
 def network_options(recipe: Mapping[str, Any]) -> dict[str, Any]:

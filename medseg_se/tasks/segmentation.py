@@ -153,7 +153,7 @@ class SegmentationTask(Task):
     def on_validation_epoch_end(self) -> None:
         """Log the Dice of every structure and their mean."""
         if self.trainer.state.fn == "fit":
-            dice = self.patch_dice.compute()
+            dice = self.patch_dice.compute().reshape(-1)  # torchmetrics gives no axis to a single structure
             self.patch_dice.reset()
             self._log_dice(dice, "val")
         else:

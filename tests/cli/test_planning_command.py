@@ -72,3 +72,31 @@ def test_a_case_that_cannot_be_prepared_is_named(refused, folder):
     for number in range(6):
         (folder / f"data/labelsTr/case_{number:02d}.nii.gz").write_bytes(b"")
     assert "case_00" in refused("plan", "data", "--budget", "3m", "--device", "cpu")
+
+
+def test_a_dataset_of_label_maps_alone_is_planned_and_trained(folder, call):
+    content = json.loads((folder / "data" / "dataset.json").read_text())
+    for entry in content["training"]:
+        entry["image"] = None
+    (folder / "data" / "dataset.json").write_text(json.dumps(content))
+    code, shown, _ = call("plan", "data", "--budget", "40s")
+    assert code == 0
+    assert "label maps alone" in shown
+    code, _, messages = call("fit", "--config", "plan/plan.yaml", "--trainer.max_time", "00:00:00:02")
+    assert code == 0, messages
+
+
+def test_a_plan_keeps_the_slices_of_its_recipe_and_takes_other_structures(folder, call, refused):
+    (folder / "one.json").write_text(json.dumps({"labels": {"background": 0, "both": [1, 2]}}))
+    command = ["plan", "data", "--budget", "1m", "--recipe", "hippocampus_unet2d_scse", "--structures", "one.json"]
+    code, _, messages = call(*command)
+    assert code == 0, messages
+    data = yaml.safe_load((folder / "plan/plan.yaml").read_text())["data"]["init_args"]
+    assert data["slice_axis"] == "coronal"
+    assert len(data["patch_size"]) == 2
+    assert data["structures"] == str(folder / "one.json")
+    assert [found["name"] for found in json.loads((folder / "plan/fingerprint.json").read_text())["structures"]] == ["both"]
+    (folder / "plan/fingerprint.html").unlink()
+    assert call(*command)[0] == 0
+    assert (folder / "plan/fingerprint.html").is_file()
+    assert "Expected `workers` to be at least 1" in refused(*command, "--workers", "0")

@@ -470,3 +470,12 @@ def test_the_checkpoint_names_its_own_version_and_structures(fit):
     described = state()["medseg_se"]
     assert json.loads(json.dumps(described)) == described
     assert list(described["data"]["structures"]["values"]) == ["near", "far"]
+
+
+def test_a_dataset_of_one_structure_is_trained(folder, fit):
+    content = json.loads((folder / "data" / "dataset.json").read_text())
+    content["labels"] = {"background": 0, "both": [1, 2]}
+    (folder / "data" / "dataset.json").write_text(json.dumps(content))
+    code, _, messages = fit()
+    assert code == 0, messages
+    assert "both" in messages
