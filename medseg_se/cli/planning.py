@@ -77,7 +77,7 @@ def plan(
     if (busy := busy_share()) > _BUSY:
         text = f"Warning: the processor is busy with other work ({busy:.0%}), so what is measured now is too slow."
         console.print(f"{text} Plan when it is idle.", style="yellow", soft_wrap=True)
-    measurements = Measurements(folder / "measurements.json", [machine.key, fingerprint.digest])
+    measurements = Measurements(folder / "measurements.json", [machine.key, fingerprint.digest], busy=busy > _BUSY)
     with console.status(f"trying networks on {machine.name}"):
         made = Planner(datalist, fingerprint, beginning, machine, wishes, folder, measurements).plan()
     write_plan(path, to_yaml(made.config, made.decisions, _header(made, fingerprint, machine.name, recipe, path)), overwrite)
@@ -148,7 +148,7 @@ def _show(made: Plan, console: Console) -> None:
     console.print(table)
     found, times = made.chosen.measurement, made.chosen.table
     console.print(
-        f"Measured: {1000 * found.step:.0f} ms a step, {spoken_memory(found.peak)} at most. "
+        f"Measured: {1000 * found.step:.0f} ms a step, {spoken_memory(round(made.chosen.memory))} at most. "
         f"About {times.steps:,} steps in {times.epochs} epochs of {times.batches_per_epoch}."
     )
     for warning in made.warnings:

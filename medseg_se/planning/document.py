@@ -27,7 +27,7 @@ def to_yaml(config: Mapping[str, Any], decisions: Sequence[Decision], header: Se
         header: Lines of text.
     """
     reasons = {decision.key: decision.reason for decision in decisions}
-    lines = [f"# {line}".rstrip() for line in header]
+    lines = [f"# {_one_line(line)}".rstrip() for line in header]
     for part, content in config.items():
         if not isinstance(content, Mapping):
             lines.append(_line(0, part, content, _KEPT))
@@ -46,13 +46,31 @@ def to_yaml(config: Mapping[str, Any], decisions: Sequence[Decision], header: Se
 def _line(indent: int, key: str, value: Any, reason: str) -> str:
     plain = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
     text = " " * indent + f"{key}: {plain.removesuffix('...' + chr(10)).strip()}"
-    return f"{text:<40}  # {reason}" if reason else text
+    return f"{text:<40}  # {_one_line(reason)}" if reason else text
+
+
+def _one_line(text: str) -> str:
+    """Return a text that cannot end the comment it stands in, nor hold what YAML does not allow."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def was_edited(path: Path) -> bool:
     """Tell whether the plan at `path` is no longer as `to_yaml` made it."""
-    text, _, seal = path.read_text(encoding="utf-8").rpartition(_SEAL)
+    try:
+        text, _, seal = path.read_text(encoding="utf-8").rpartition(_SEAL)
+    except UnicodeDecodeError:
+        return True
     return seal.strip() != _digest(text)
+
+
+def refuse_edited(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a plan that a person edited, unless `overwrite`.
+
+    Raises:
+        UsageError: It was edited.
+    """
+    if path.is_file() and not overwrite and was_edited(path):
+        raise UsageError(f"{path} was edited since it was planned. Take another `--output`, or replace it with `--overwrite`.")
 
 
 def write_plan(path: Path, text: str, overwrite: bool) -> None:
@@ -62,8 +80,7 @@ def write_plan(path: Path, text: str, overwrite: bool) -> None:
         UsageError: It was edited.
         OutputError: It could not be written.
     """
-    if path.is_file() and not overwrite and was_edited(path):
-        raise UsageError(f"{path} was edited since it was planned. Take another `--output`, or replace it with `--overwrite`.")
+    refuse_edited(path, overwrite)
     write_text(path, text)
 
 

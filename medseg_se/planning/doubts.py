@@ -11,7 +11,7 @@ from medseg_se.data.check import odd_rows
 from medseg_se.planning.facts import Fingerprint, Millimetres
 from medseg_se.planning.measuring import called_ct
 
-FOLDS = 5  # of a cross-validation, unless one asks for others
+FOLDS = 5  # of a cross-validation, unless one asks for others or there are fewer groups
 ODD_NEEDS = 3  # cases, below which no spacing is odd
 SAME = 0.05  # spread of the logarithm of spacings that means nothing
 MOST_NAMES = 6  # that a sentence lists
@@ -78,8 +78,8 @@ def _few_groups(fingerprint: Fingerprint) -> Iterator[str]:
         yield "There is only 1 group (patient), so that nothing is left to validate on. Add cases of other patients."
     else:
         yield (
-            f"There are {groups} groups (patients), fewer than the {FOLDS} folds of a cross-validation: set `folds` to "
-            f"{groups} or less, or add cases."
+            f"There are {groups} groups (patients), fewer than the {FOLDS} folds of a usual cross-validation, so that {groups} "
+            "are the most there can be. Add cases of other patients if you can."
         )
 
 

@@ -185,7 +185,7 @@ class Fingerprint:
         """Make the object that `to_dict` described.
 
         Raises:
-            DataError: It is of another format, or something is missing.
+            DataError: It is of another format, something is missing, or it is not what was measured.
         """
         if content.get("format") != FORMAT:
             raise DataError(f"Expected a fingerprint of format {FORMAT}, but got {content.get('format')!r}; measure it again.")
@@ -198,7 +198,11 @@ class Fingerprint:
             plain["together"] = tuple(tuple(row) for row in content["together"])
             plain["regions"] = _tuples(content["regions"])
             plain["warnings"] = tuple(content["warnings"])
-            return cls(**plain)
+            made, texts = cls(**plain), [content["source"], content["inputs"], *content["warnings"]]
+            texts += [*content["unusable"], *content["unusable"].values()]
+            if content["digest"] != made.digest or not all(isinstance(text, str) for text in texts):
+                raise ValueError("its content does not match its digest")
+            return made
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"The fingerprint is damaged ({error}); measure it again.") from error
 

@@ -35,7 +35,7 @@ from medseg_se.planning.network_rules import (
     time_settings,
     whole_patch,
 )
-from medseg_se.planning.recipe import arguments_of, changed, check_recipe, network_options
+from medseg_se.planning.recipe import arguments_of, changed, check_recipe, network_options, sliced
 from medseg_se.planning.rules import Decision, augment, choose_grid, judging_memory, prepare, sample, split
 from medseg_se.planning.trial import Measurement, tiles
 
@@ -47,6 +47,8 @@ _PARSING = 2.0  # seconds in which `fit` reads its configs, which a trial does n
 _MOST_TRIALS, _LONGEST_TRIALS = 4, 40.0
 _ROOM = 1.1  # between the peak of a trial and the memory there is
 _LARGE = 5e6  # voxels
+_COPIES = 4  # of a scan as float32 are held while it is prepared, with its labels; as many again on another grid
+_PREPARING = 10**8  # bytes that the first scan takes besides: libraries that are loaded for it
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Option:
         measurement: What the trial found.
         costs: What the parts of the training take.
         table: How the budget is spent.
+        memory: Bytes that the run takes at most: to train, to judge its largest scan, or to prepare its largest scans.
     """
 
     candidate: Candidate
@@ -83,6 +86,7 @@ class Option:
     measurement: Measurement
     costs: Costs
     table: Timetable
+    memory: float
 
 
 @dataclass(frozen=True)
@@ -132,13 +136,16 @@ class Planner:
         check_recipe(recipe)
         self.datalist, self.fingerprint, self.recipe = datalist, fingerprint, recipe
         self.machine, self.wishes, self.folder, self.measurements = machine, wishes, folder, measurements
-        self.memory = wishes.memory or machine.memory
+        self.memory = min(wishes.memory or machine.memory, machine.memory)
         self.options = network_options(recipe)
-        self.grid = choose_grid(fingerprint, reach(machine.kind), self.memory)
+        self.grid = sliced(choose_grid(fingerprint, reach(machine.kind), self.memory), recipe)
         self.split = split(fingerprint, wishes.folds, wishes.fold)
         self.prepare = prepare(fingerprint, self.grid)
         self.tried = _tried_cases(fingerprint)
         self.judged = self._shapes(_validated(datalist, fingerprint, self.split))
+        channels, classes = len(fingerprint.channels), len(fingerprint.structures) + 1
+        self.judging = judging_memory(max(map(math.prod, self._shapes(fingerprint.cases))), channels, classes)
+        self.busy = False
 
     def plan(self) -> Plan:
         """Return the largest candidate that gets enough steps in the time and fits the memory.
@@ -150,28 +157,48 @@ class Planner:
         candidates = ladder(self.fingerprint, self.grid, self.machine.kind)
         if "channels" not in self.options:  # they would differ in nothing
             candidates = list({(each.patch, each.batch): each for each in candidates}.values())
-        with tempfile.TemporaryDirectory(prefix="medseg-plan-") as store:
-            chosen = self._choose(candidates, Path(store))
+        chosen = self._choose(candidates)
         size = f"size {candidates.index(chosen.candidate) + 1} of {len(candidates)}"
         decisions = (*chosen.decisions, *time_settings(chosen.costs, chosen.table, self.wishes.budget, size))
         broken = [
             f"{name} cannot be used; `fit` refuses the dataset until it is repaired or left out: {why}"
             for name, why in self.fingerprint.unusable.items()
         ]
-        return Plan(changed(self.recipe, decisions), decisions, (*broken, *self.fingerprint.warnings), chosen)
+        warnings = (*broken, *self.fingerprint.warnings, *self._doubts(chosen))
+        return Plan(changed(self.recipe, decisions), decisions, warnings, chosen)
+
+    def _doubts(self, chosen: Option) -> list[str]:
+        """Return what a person should know of how this was planned."""
+        doubts = []
+        if self.busy:
+            doubts.append(
+                "the machine was busy with other work when networks were tried, so the times found may be too long; "
+                "plan again when it is idle"
+            )
+        if self.wishes.memory and self.wishes.memory > self.memory:
+            doubts.append(
+                f"`memory` of {spoken_memory(self.wishes.memory)} is more than this machine can give; planned for "
+                f"{spoken_memory(self.memory)}"
+            )
+        if chosen.memory > self.memory:  # nothing else may: it was refused
+            doubts.append(
+                f"preparing {_workers()} of the largest scans at once may take {spoken_memory(round(chosen.memory))}, "
+                f"more than {spoken_memory(self.memory)}"
+            )
+        return doubts
 
     # ---------------------------------------------------------------------------------------------------------- choosing
 
-    def _choose(self, candidates: Sequence[Candidate], store: Path) -> Option:
+    def _choose(self, candidates: Sequence[Candidate]) -> Option:
         """Search for the largest candidate that will do: try the largest that should, by what was found of the last one."""
-        best, seconds = self._try(candidates[0], store)
+        best, seconds = self._try(candidates[0])
         best = self._smallest_that_works(best, candidates[0])
         known, low, high = [best], 0, len(candidates)
         for _ in range(_MOST_TRIALS - 1):
             promising = [place for place in range(low + 1, high) if self._promises(known, candidates[place])]
             if not promising or seconds > _LONGEST_TRIALS:
                 break
-            option, took = self._try(candidates[promising[-1]], store)
+            option, took = self._try(candidates[promising[-1]])
             seconds += took
             if option is not None:
                 known.append(option)
@@ -190,22 +217,29 @@ class Planner:
             power = min(1.2, max(0.5, more / math.log(last.candidate.work / before.candidate.work)))
         step = last.costs.step * (candidate.work / last.candidate.work) ** power
         found = last.measurement
-        peak = found.base + (found.peak - found.base) * candidate.maps / last.candidate.maps
+        peak = found.prepared + (found.peak - found.prepared) * candidate.maps / last.candidate.maps
         return last.table.training / step >= ENOUGH_STEPS and self._fits(peak)
 
     def _fits(self, peak: float) -> bool:
         return _ROOM * peak <= self.memory
 
-    def _try(self, candidate: Candidate, store: Path) -> tuple[Option | None, float]:
-        """Return what came of a trial, and how many seconds it took."""
+    def _try(self, candidate: Candidate) -> tuple[Option | None, float]:
+        """Return what came of a trial, and how many seconds it took beside preparing its cases.
+
+        Every trial prepares them anew: its time and its memory do not depend on which trials were before.
+        """
         decisions = self._decisions(candidate)
         names = [case.id for case in self.tried]
-        tried = self.measurements.of(changed(self.recipe, decisions), names, store)
-        if tried.measurement is None:
+        with tempfile.TemporaryDirectory(prefix="medseg-plan-") as store:
+            tried = self.measurements.of(changed(self.recipe, decisions), names, Path(store))
+        self.busy = self.busy or tried.busy
+        found = tried.measurement
+        if found is None:
             return None, tried.seconds
-        costs = self._costs(tried.measurement, candidate)
+        costs = self._costs(found, candidate)
         table = timetable(self.wishes.budget, costs)
-        return Option(candidate, tuple(decisions), tried.measurement, costs, table), tried.seconds
+        memory = max(found.peak, found.base + self.judging, found.base + self._preparing_memory())
+        return Option(candidate, tuple(decisions), found, costs, table, memory), tried.seconds - found.preparing
 
     def _smallest_that_works(self, option: Option | None, candidate: Candidate) -> Option:
         """Refuse a machine, a memory or a budget that is too small for the smallest candidate."""
@@ -215,9 +249,7 @@ class Planner:
                 f"Not even {what} could be tried on {self.machine.device}: its memory did not suffice, or two minutes did not. "
                 "Take a machine with more memory, or a recipe with a smaller network."
             )
-        channels, classes = len(self.fingerprint.channels), len(self.fingerprint.structures) + 1
-        judging = judging_memory(max(map(math.prod, self.judged)), channels, classes)
-        needed = _ROOM * max(option.measurement.peak, option.measurement.base + judging)
+        needed = _ROOM * max(option.measurement.peak, option.measurement.base + self.judging)
         if needed > self.memory:
             raise UsageError(
                 f"Expected `memory` of at least {math.ceil(needed / 1e8) / 10:.1f}GB, which {what} takes, "
@@ -246,6 +278,17 @@ class Planner:
             validation=preferred(found.validation * len(self.judged)),
             judging=preferred(found.tile * sum(tiles(shape, patch) for shape in self.judged)),
         )
+
+    def _preparing_memory(self) -> float:
+        """Return the bytes that preparing the largest scans takes, as many at a time as a training does; a card takes none."""
+        if self.machine.kind == "cuda":
+            return 0.0
+        channels, cases = len(self.fingerprint.channels), self.fingerprint.cases
+        copied = [
+            math.prod(case.shape) + (math.prod(shape) if shape not in (case.shape, case.cropped) else 0)
+            for case, shape in zip(cases, self._shapes(cases), strict=True)
+        ]
+        return _PREPARING + 4 * _COPIES * max(1, channels) * sum(sorted(copied)[-_workers() :])
 
     def _shapes(self, cases: Sequence[CaseFacts]) -> list[tuple[int, ...]]:
         """Return the voxels of cases once they are prepared."""
@@ -290,11 +333,16 @@ def _validated(datalist: Datalist, fingerprint: Fingerprint, chosen: Sequence[De
     return found
 
 
+def _workers() -> int:
+    """Return how many scans a training prepares at once."""
+    return min(8, os.cpu_count() or 1)
+
+
 def _tried_cases(fingerprint: Fingerprint) -> list[CaseFacts]:
     """Return some cases of typical size, the most typical one last; enough to prepare as many at a time as a training does."""
     ordered = sorted(fingerprint.cases, key=lambda case: (math.prod(case.shape), case.id))
     middle = len(ordered) // 2
-    workers = min(8, os.cpu_count() or 1)
+    workers = _workers()
     number = workers if math.prod(ordered[middle].shape) > _LARGE else 4 * workers
     first = max(0, min(middle - number // 2, len(ordered) - number))
     typical = ordered[middle]

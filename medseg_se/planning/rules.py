@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from medseg_se.errors import UsageError
 from medseg_se.planning.budget import spoken_memory
 from medseg_se.planning.facts import ChannelFacts, Fingerprint, Millimetres
 
@@ -22,10 +23,16 @@ ANISOTROPIC = 3.0
 _LEAST_SEEN = 0.03  # share of a scan that the largest patch must see
 _VOXELS_ACROSS = 4  # the smallest structure, as a cube
 _FEW_CASES = 50
-_SIDE = re.compile(r"(?<![a-z])(left|right|lh|rh|lt|rt|l|r)(?![a-z0-9])")
+_SIDE = re.compile(r"(?<!\bc)left|(?<!\bb)right|(?<![a-z])(lh|rh|lt|rt|l|r)(?![a-z0-9])")
 _ONE_SIDED = re.compile(
-    r"liver|spleen|stomach|pancreas|gall ?bladder|duodenum|colon|heart|aorta|vena cava|atri(um|al)|ventricle of heart|esophagus"
+    r"\b(liver|hepat|sple(en|nic)|stomach|gastric|pancrea|gall ?bladder|duoden|jejun|ileum|bowel|intestin|colon|c[ao]?ecum"
+    r"|appendix|sigmoid|o?esophag)"
+    r"|\b(aort|vena cava|venae cavae|[is]vc\b|portal|azygos|brachiocephalic|pulmonary (arter|vein|trunk)|coronar)"
+    r"|heart|\b((peri|epi|endo|myo)?cardi|myo\b|[lr](v|a|aa|vm|vbp)\b)|atri(um|a|al)\b"
 )
+"""Words of what is on one side of the body, or looks another on each side, as the chambers of the heart do."""
+_HEART_VENTRICLE = re.compile(r"^(?!.*\blat)(?=.*(left|right|\b[lr]t?\b)).*vent(ric|\b)")
+"""A left or right ventricle; those of the brain are called lateral."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,10 @@ def _scheme(channel: ChannelFacts, fingerprint: Fingerprint, kept: float) -> tup
         return "dataset", f"{channel.name} is in Hounsfield units, which mean the same in every scan"
     if kept < 0.75:
         return "zscore_nonzero", f"{channel.name} has no fixed unit, and much of a scan is 0"
-    smallest = min((structure.frequency for structure in fingerprint.structures if structure.cases), default=0.0)
+    frequencies = [structure.frequency for structure in fingerprint.structures if structure.cases]
+    if not frequencies:
+        return "zscore", f"{channel.name} has no fixed unit; nothing is clipped, for no case shows how small a structure is"
+    smallest = min(frequencies)
     if smallest >= 0.01:
         return "percentile", f"{channel.name} has no fixed unit; outliers are clipped, no structure is as small as what is lost"
     return "zscore", f"{channel.name} has no fixed unit; clipping might take a structure of {smallest:.2%} of a scan"
@@ -213,12 +223,14 @@ def sample(fingerprint: Fingerprint, patch_share: float) -> list[Decision]:
 def _weights(fingerprint: Fingerprint) -> Decision:
     present = [structure for structure in fingerprint.structures if structure.cases]
     typical = float(np.median([structure.frequency for structure in present])) if present else 1.0
-    weights = {}
+    found = {}
     for structure in present:
         rarer = (typical / structure.frequency) ** (1 / 3) * math.sqrt(len(fingerprint.cases) / structure.cases)
-        weight = min(4.0, round(2 * rarer) / 2)
-        if weight > 1:
-            weights[structure.name] = weight
+        found[structure.name] = min(4.0, round(2 * rarer) / 2)
+    for left, right in fingerprint.pairs:  # what differs in its side only is as hard to find
+        if left in found and right in found:
+            found[left] = found[right] = max(found[left], found[right])
+    weights = {name: weight for name, weight in found.items() if weight > 1}
     if not weights:
         return Decision("data.sampling_weights", None, "no structure is much smaller or rarer than the others")
     return Decision(
@@ -260,28 +272,47 @@ def augment(fingerprint: Fingerprint, grid: Grid, patch: Sequence[int]) -> list[
 def _mirror(fingerprint: Fingerprint) -> Decision:
     key, names = "data.mirror", [structure.name for structure in fingerprint.structures]
     paired = {name for pair in fingerprint.pairs for name in pair}
-    alone = [name for name in names if name not in paired and _SIDE.search(_words(name))]
+    alone = [name for name in names if name not in paired and (_SIDE.search(_words(name)) or _has_twin(name, names))]
     if alone:
-        return Decision(key, [], f"never: {alone[0]} has no partner on the other side whose label it could change with")
-    fixed = [name for name in names if _ONE_SIDED.search(_words(name))]
+        return Decision(key, [], f"never: {alone[0]} names a side, but no partner is known whose label it could change with")
+    fixed = [name for name in names if _ONE_SIDED.search(_words(name)) or _HEART_VENTRICLE.search(_words(name))]
     if fixed:
-        return Decision(key, [], f"never: {fixed[0]} lies on one side of the body")
+        return Decision(key, [], f"never: {fixed[0]} lies on one side of the body, or is no mirror image of its partner")
     if paired:
         return Decision(key, ["left-right"], f"{len(paired) // 2} left and right structures change labels; never upside down")
     return Decision(key, ["left-right"], "no structure names a side; never upside down or back to front")
 
 
 def _words(name: str) -> str:
-    """Return "LungLeft" and "Left-Lung_2" as lower-case words."""
-    return re.sub(r"[^a-z0-9]+", " ", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()).strip()
+    """Return "LungLeft", "Left-Lung_2" and "LLung" as lower-case words."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    return re.sub(r"[^a-z0-9]+", " ", apart.lower()).strip()
+
+
+def _has_twin(name: str, names: Sequence[str]) -> bool:
+    """Tell whether another name differs in an L for an R only, as "lung_L1" and "lung_R1" do."""
+    alike = (other.lower() for other in names if len(other) == len(name))
+    differences = ([{a, b} for a, b in zip(name.lower(), other, strict=True) if a != b] for other in alike)
+    return any(found == [{"l", "r"}] for found in differences)
 
 
 # -------------------------------------------------------------------------------------------------------------------- folds
 
 
 def split(fingerprint: Fingerprint, folds: int | None, fold: int | None) -> list[Decision]:
-    """Decide the folds; `folds` and `fold` are what a person asked for."""
+    """Decide the folds; `folds` and `fold` are what a person asked for.
+
+    Raises:
+        UsageError: They were asked for, but there is one group only.
+    """
     groups = fingerprint.groups
+    if groups < 2 and not fingerprint.folds:
+        if folds is not None or fold is not None:
+            raise UsageError(
+                f"Expected at least 2 groups (patients) for `{'fold' if folds is None else 'folds'}`, but got {groups}. "
+                "Add cases of other patients, or leave it out."
+            )
+        return [Decision("data.fold", None, "one group cannot be parted: validation judges nothing")]
     if fingerprint.folds:
         count, why = folds or 5, "not used: the dataset itself says which case is validated in which fold"
     elif folds is not None:
@@ -290,8 +321,6 @@ def split(fingerprint: Fingerprint, folds: int | None, fold: int | None) -> list
         count = max(2, min(5, groups))
         why = "as usual" if groups >= 5 else f"no more than there are groups, {groups}"
     validated = 0 if fold is None else fold
-    if groups < 2 and not fingerprint.folds:
-        return [Decision("data.fold", None, "one group cannot be parted: validation judges nothing")]
     return [
         Decision("data.folds", count, why),
         Decision("data.fold", validated, "the first; train the others with --data.fold" if fold is None else "as asked for"),

@@ -21,6 +21,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from medseg_se.data.loading import worker_count
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import DataError, MedsegError, UsageError
 from medseg_se.files import write_json
@@ -30,8 +31,9 @@ from medseg_se.tasks.callbacks import trainer_defaults
 
 _WARM, _TIMED, _SECONDS = 3, 8, 3.0
 _LONGEST = 12.0  # seconds of steps, if one takes long
-_PATIENCE = 120.0  # seconds for a whole trial
 _CUDA_CONTEXT = 512 * 2**20
+PATIENCE = 120.0
+"""Seconds for a whole trial."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Measurement:
         preparing: Preparing the cases of the trial that were not in its store, several at a time.
         startup: From starting the process to its first step, preparing aside.
         peak: Bytes that the process, or the graphics card, held at most.
-        base: Bytes that it held before there was a network.
+        base: Bytes that it held before there were scans or a network.
+        prepared: Bytes that it had held at most when the scans were prepared and there was no network yet.
     """
 
     step: float
@@ -55,6 +58,7 @@ class Measurement:
     startup: float
     peak: int
     base: int
+    prepared: int
 
     def to_dict(self) -> dict[str, float]:
         """Return plain data from which `Measurement(**content)` makes an equal object."""
@@ -81,7 +85,7 @@ def run_trial(config: Mapping[str, Any], cases: Sequence[str], store: Path) -> M
         write_json(job, {"config": config, "cases": list(cases), "store": str(store), "folder": folder, "began": time.time()})
         command = [sys.executable, "-m", "medseg_se.planning.trial", str(job), str(answer)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
         except subprocess.TimeoutExpired:
             return None
         if done.returncode == -9:  # how Linux ends a process when memory runs out
@@ -167,19 +171,19 @@ def _measure(config: Mapping[str, Any], cases: Sequence[str], store: str, folder
     data = SegmentationData(**{**config["data"]["init_args"], "store": store, "fold": None, "progress": False})
     by_id = {case.id: case for case in data.datalist.training}
     data.datalist = replace(data.datalist, training=tuple(by_id[name] for name in cases))
-    preparing = time.monotonic()
-    data.setup("fit")
-    preparing = time.monotonic() - preparing
-    pl.seed_everything(0)
-    sizes = {"in_channels": data.in_channels, "num_classes": data.num_classes, "spatial_dims": data.spatial_dims}
-    base = _held()
-    task = SegmentationTask(**{**sizes, **model})
-    watch = _Watch(data.train_dataloader().num_workers)
+    watch = _Watch(worker_count(data.num_workers))
     for name in ("max_time", "max_epochs", "default_root_dir"):
         trainer_settings.pop(name, None)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     defaults = {"precision": trainer_defaults(folder)["precision"], "default_root_dir": folder, "max_epochs": -1}
     trainer = pl.Trainer(**{**defaults, **trainer_settings, **quiet, "callbacks": [watch]})
+    device = trainer.strategy.root_device
+    base, preparing = _peak(device), time.monotonic()
+    data.setup("fit")
+    prepared, preparing = _peak(device), time.monotonic() - preparing
+    pl.seed_everything(0)
+    sizes = {"in_channels": data.in_channels, "num_classes": data.num_classes, "spatial_dims": data.spatial_dims}
+    task = SegmentationTask(**{**sizes, **model})
     trainer.fit(task, datamodule=data)
     return Measurement(
         step=watch.step,
@@ -187,8 +191,9 @@ def _measure(config: Mapping[str, Any], cases: Sequence[str], store: str, folder
         tile=watch.tile,
         preparing=preparing,
         startup=watch.first - began - preparing,
-        peak=_peak(trainer.strategy.root_device),
+        peak=_peak(device),
         base=base,
+        prepared=prepared,
     )
 
 
@@ -205,6 +210,7 @@ def _held() -> int:
 
 
 def _peak(device: torch.device) -> int:
+    """Return the bytes that a training on `device` held at most so far: of the graphics card if it has memory of its own."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) + _CUDA_CONTEXT
     if device.type == "mps":

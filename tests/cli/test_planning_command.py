@@ -10,6 +10,7 @@ import yaml
 def folder(put_back, tmp_path, monkeypatch, write_decathlon):
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("medseg_se.planning.machine.busy_share", lambda: 0.0)
     write_decathlon(tmp_path / "data", cases=6, test=0, shape=(16, 14, 12))
     return tmp_path
 

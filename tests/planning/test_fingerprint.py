@@ -269,7 +269,7 @@ def test_fewer_groups_than_folds_is_said(write_dataset):
     three = write_dataset(cases, group=["ann", "bob", "cid"] * 2)
     (warning,) = fingerprint_of(three).warnings
     assert "3 groups (patients), fewer than the 5 folds" in warning
-    assert "set `folds` to 3 or less" in warning
+    assert "so that 3 are the most" in warning
     assert fingerprint_of(three).groups == 3
     (warning,) = fingerprint_of(write_dataset(cases, group=["ann"] * 6)).warnings
     assert "only 1 group" in warning
@@ -382,6 +382,11 @@ def test_files_that_are_no_fingerprint_are_refused(tmp_path, write_dataset):
         ({"cases": [{"id": "a"}]}, "damaged"),
         ({"channels": 3}, "damaged"),
         ({"nonsense": 3}, "damaged"),
+        ({"background": "much"}, "damaged"),
+        ({"cases": [{**content["cases"][0], "shape": "large"}]}, "damaged"),
+        ({"unusable": ["a"]}, "damaged"),
+        ({"warnings": [3]}, "damaged"),
+        ({"source": None}, "damaged"),
     ):
         path.write_text(json.dumps({**content, **change}))
         with pytest.raises(DataError, match=f"fingerprint\\.json: .*{words}"):

@@ -13,6 +13,7 @@ from medseg_se.planning.document import to_yaml, was_edited, write_plan
 from medseg_se.planning.machine import Machine, describe_machine
 from medseg_se.planning.measurements import Measurements
 from medseg_se.planning.plan import ENOUGH_STEPS, FEWEST_STEPS, Planner, Wishes
+from medseg_se.planning.rules import judging_memory
 from medseg_se.planning.trial import Measurement, tiles
 from medseg_se.structures import Structures
 
@@ -29,10 +30,11 @@ class Laboratory:
 
     def __init__(self, slowness=0.02, startup=3.0, preparing=0.8, greed=200.0):
         self.slowness, self.startup, self.preparing, self.greed = slowness, startup, preparing, greed
-        self.configs = []
+        self.configs, self.stores = [], []
 
     def __call__(self, config, cases, store):
         self.configs.append(config)
+        self.stores.append(store)
         model, data = config["model"]["init_args"], config["data"]["init_args"]
         voxels = data["batch_size"]
         for size in data["patch_size"]:
@@ -47,6 +49,7 @@ class Laboratory:
             startup=self.startup,
             peak=int(GIGABYTE / 2 + self.greed * maps),
             base=GIGABYTE // 2,
+            prepared=GIGABYTE // 2,
         )
 
 
@@ -54,13 +57,13 @@ class Laboratory:
 def make(tmp_path):
     """Return a function that plans with trials that need no computer."""
 
-    def plan(budget="1h", found=None, laboratory=None, beginning=None, machine=MACHINE, name="plan", **wishes):
+    def plan(budget="1h", found=None, laboratory=None, beginning=None, machine=MACHINE, name="plan", busy=False, **wishes):
         found = found or fingerprint([case(f"c{number}", (128, 160, 120)) for number in range(20)])
         listed = tuple(Case(each.id, (tmp_path / each.id,), tmp_path / each.id, each.group) for each in found.cases)
         values = {each.name: each.values for each in found.structures}
         datalist = Datalist("made", tmp_path / "dataset.json", ("T1",), Structures(values), listed)
         measurements = Measurements(
-            tmp_path / name / "measurements.json", [machine.key, found.digest], laboratory or Laboratory()
+            tmp_path / name / "measurements.json", [machine.key, found.digest], laboratory or Laboratory(), busy
         )
         chosen = Wishes(parse_budget(budget), **wishes)
         planner = Planner(datalist, found, beginning or recipe(), machine, chosen, tmp_path / name, measurements)
@@ -143,7 +146,96 @@ def test_a_candidate_that_does_not_fit_is_left_aside(make):
     assert model(make("8h", laboratory=breaks_down))["channels"][0] < 24
 
 
+def test_every_trial_prepares_its_cases_itself(make):
+    laboratory = Laboratory()
+    make("2h", laboratory=laboratory)
+    assert len(set(laboratory.stores)) == len(laboratory.stores) >= 2
+
+
+def test_preparing_does_not_end_the_search(make):
+    slow = Laboratory(preparing=60.0)
+    make("8h", laboratory=slow)
+    assert len(slow.configs) >= 2
+
+
+# -------------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_the_largest_scans_are_prepared_and_judged_within_the_memory(make, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    sizes = [(128, 160, 120)] * 18 + [(600, 600, 500)] * 2
+    plan = make("30m", found=fingerprint([case(f"c{number:02}", shape) for number, shape in enumerate(sizes)]))
+    voxels = 600 * 600 * 500
+    assert plan.chosen.memory >= plan.chosen.measurement.base + 2 * 4 * 4 * voxels
+    assert not plan.warnings
+    small = replace(MACHINE, memory=8 * GIGABYTE)
+    (warning,) = make(
+        "30m", found=fingerprint([case(f"c{n:02}", size) for n, size in enumerate(sizes)]), machine=small
+    ).warnings
+    assert warning.startswith("preparing 2 of the largest scans at once may take")
+
+
+def test_a_card_needs_no_memory_to_prepare(make, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    found = fingerprint([case(f"c{number}", (300, 300, 300)) for number in range(20)])
+    processor = replace(MACHINE, memory=80 * GIGABYTE)
+    card = Machine("cuda:0", "card", 80 * GIGABYTE, "bf16-mixed", "torch 0")
+    needed = [make("30m", found=found, machine=machine).chosen for machine in (processor, card)]
+    assert needed[0].memory > 8 * 4 * 4 * 300**3
+    assert needed[1].memory == max(needed[1].measurement.peak, GIGABYTE / 2 + judging_memory(300**3, 1, 3))
+
+
+def test_more_memory_than_there_is_is_not_believed(make):
+    laboratory = Laboratory(slowness=1e-4, greed=2000.0)
+    plan = make("8h", laboratory=laboratory, memory=64 * GIGABYTE)
+    assert 1.1 * plan.chosen.measurement.peak <= MACHINE.memory
+    assert plan.warnings == ("`memory` of 64 GB is more than this machine can give; planned for 16 GB",)
+    assert make("8h", laboratory=laboratory, memory=16 * GIGABYTE).warnings == ()
+
+
 # ---------------------------------------------------------------------------------------------------------------- repeating
+
+
+def test_what_was_measured_on_a_busy_machine_is_measured_again_on_an_idle_one(make):
+    slow, quick = Laboratory(slowness=0.04), Laboratory()
+    (warning,) = make(laboratory=slow, busy=True).warnings
+    assert "was busy with other work" in warning
+    before = len(slow.configs)
+    assert make(laboratory=slow, busy=True).warnings == (warning,)
+    assert len(slow.configs) == before
+    assert make(laboratory=quick).warnings == ()
+    assert quick.configs
+    assert make(laboratory=slow, busy=True).warnings == ()
+    assert len(slow.configs) == before
+
+
+def test_what_took_too_long_is_tried_again_and_what_did_not_fit_is_not(make, monkeypatch):
+    tried = []
+
+    def nothing(config, cases, store):
+        tried.append(config)
+
+    for patience, times in ((0.0, 2), (120.0, 3), (120.0, 3)):
+        monkeypatch.setattr("medseg_se.planning.measurements.PATIENCE", patience)
+        with pytest.raises(UsageError, match="Not even"):
+            make(laboratory=nothing)
+        if not patience:
+            with pytest.raises(UsageError, match="Not even"):
+                make(laboratory=nothing)
+        assert len(tried) == times
+
+
+@pytest.mark.parametrize("damage", [lambda record: record["found"].pop("step"), lambda record: record.update(found="much")])
+def test_a_damaged_record_is_measured_again(make, tmp_path, damage):
+    first = make()
+    path = tmp_path / "plan" / "measurements.json"
+    content = json.loads(path.read_text())
+    for record in content["trials"].values():
+        damage(record)
+    path.write_text(json.dumps(content))
+    laboratory = Laboratory()
+    assert make(laboratory=laboratory) == first
+    assert laboratory.configs
 
 
 def test_the_same_plan_again_measures_nothing(make):

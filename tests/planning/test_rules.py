@@ -5,9 +5,11 @@ from made_fingerprints import case, channel, fingerprint, structure
 
 from medseg_se.data.augmentation import Augmentation
 from medseg_se.data.preprocessing import Preprocessing
+from medseg_se.errors import UsageError
 from medseg_se.planning.rules import augment, choose_grid, prepare, sample, split
 
 LARGE = 10**15
+LR = ["left-right"]
 
 
 def values(decisions):
@@ -112,6 +114,13 @@ def test_nothing_is_clipped_where_a_structure_is_as_small_as_what_would_be_lost(
     assert prepared(fingerprint(structures=tiny))["data.intensity"] == "zscore"
 
 
+def test_nothing_is_said_of_the_size_of_structures_that_no_case_shows():
+    found = fingerprint(structures=[structure("nowhere", 1, 0, frequency=0.0)])
+    (reason,) = [d.reason for d in prepare(found, choose_grid(found, LARGE, LARGE)) if d.key == "data.intensity"]
+    assert "%" not in reason
+    assert prepared(found)["data.intensity"] == "zscore"
+
+
 def test_a_wide_zero_border_is_cut_off_and_not_counted():
     cases = [case(str(number), (100, 100, 100), cropped=(80, 80, 80)) for number in range(3)]
     decided = prepared(fingerprint(cases))
@@ -169,6 +178,18 @@ def test_rare_and_small_structures_are_drawn_more_often():
     assert weights["rare"] == 3.0  # the root of 10, to the next half
 
 
+def test_left_and_right_are_drawn_alike():
+    listed = [
+        structure("organ", 1, 10, frequency=0.08),
+        structure("other", 2, 10, frequency=0.08),
+        structure("Left-Gland", 3, 10, frequency=0.08),
+        structure("Right-Gland", 4, 10, frequency=0.01),
+    ]
+    found = fingerprint(structures=listed, pairs=[("Left-Gland", "Right-Gland")])
+    weights = values(sample(found, 0.1))["data.sampling_weights"]
+    assert weights == {"Left-Gland": 2.0, "Right-Gland": 2.0}
+
+
 def test_structures_alike_have_no_weights():
     assert values(sample(fingerprint(), 0.1))["data.sampling_weights"] is None
 
@@ -192,7 +213,36 @@ def augmented(found, patch=(40, 48, 36)):
         (("LungL", "trachea"), (), []),
         (("liver", "tumour"), (), []),
         (("kidney_left", "kidney_right", "spleen"), (("kidney_left", "kidney_right"),), []),
-        (("vertebrae_L1", "cleft"), (), ["left-right"]),
+        (("vertebrae_L1", "cleft", "bright spot"), (), ["left-right"]),
+        (("leftlung", "rightlung"), (), []),
+        (("kidneyleft", "bladder"), (), []),
+        (("LKidney", "RKidney"), (), []),
+        (("lkidney", "rkidney"), (), []),
+        (("LKidney", "bladder"), (), []),
+        (("lung_L1", "lung_R1"), (), []),
+        (("left ventricle", "right ventricle"), (("left ventricle", "right ventricle"),), []),
+        (("Ventricle_L", "Ventricle_R"), (("Ventricle_L", "Ventricle_R"),), []),
+        (("atrium left", "atrium right"), (("atrium left", "atrium right"),), []),
+        (("LV", "RV"), (), []),
+        (("LA",), (), []),
+        (("MYO", "pool"), (), []),
+        (("myocardium",), (), []),
+        (("Left-Lateral-Ventricle", "Right-Lateral-Ventricle"), (("Left-Lateral-Ventricle", "Right-Lateral-Ventricle"),), LR),
+        (("Left-Inf-Lat-Vent", "Right-Inf-Lat-Vent"), (("Left-Inf-Lat-Vent", "Right-Inf-Lat-Vent"),), LR),
+        (("Left-VentralDC", "Right-VentralDC"), (("Left-VentralDC", "Right-VentralDC"),), LR),
+        (("3rd-Ventricle", "splenium", "semicolon"), (), LR),
+        (("IVC",), (), []),
+        (("portal_vein_and_splenic_vein",), (), []),
+        (("caecum",), (), []),
+        (("cecum",), (), []),
+        (("appendix",), (), []),
+        (("sigmoid",), (), []),
+        (("oesophagus",), (), []),
+        (
+            ("brachiocephalic_vein_left", "brachiocephalic_vein_right"),
+            (("brachiocephalic_vein_left", "brachiocephalic_vein_right"),),
+            [],
+        ),
     ],
 )
 def test_patches_are_mirrored_only_where_labels_can_follow(listed, pairs, mirror):
@@ -233,6 +283,10 @@ def test_there_are_no_more_folds_than_groups(number, folds):
 
 def test_one_group_cannot_be_parted():
     assert values(split(fingerprint(cases(1)), None, None)) == {"data.fold": None}
+    with pytest.raises(UsageError, match=r"at least 2 groups .* for `folds`, but got 1"):
+        split(fingerprint(cases(1)), 3, None)
+    with pytest.raises(UsageError, match=r"at least 2 groups .* for `fold`, but got 1"):
+        split(fingerprint(cases(1)), None, 0)
 
 
 def test_folds_are_those_asked_for():

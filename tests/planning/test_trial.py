@@ -46,7 +46,7 @@ def test_a_trial_finds_what_a_training_takes(job, tmp_path, data):
     assert 0 < found.tile < took
     assert 0 < found.preparing < took
     assert 0 < found.startup < took
-    assert 10**7 < found.base <= found.peak < 10**11
+    assert 10**7 < found.base <= found.prepared <= found.peak < 10**11
     assert any((tmp_path / "store").iterdir())
     assert not (tmp_path / "work" / "checkpoints").exists()
 
