@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from medseg_se.data.pictures import NO_STRUCTURES, read_picture
 from medseg_se.errors import DataError, UsageError, describe_os_error
 from medseg_se.files import alone, atomic_write, write_json, write_text
+from medseg_se.processors import at_once
 from medseg_se.volumes import Volume, write_volume
 
 from .collection import Collection, Item, Scan
@@ -160,12 +160,17 @@ def _without_twins(collection: Collection) -> Collection:
     left_out = dict(collection.left_out)
     for name, items in owners.items():
         if len(items) > 1:
-            files = ", ".join(str(item.files[0]) for item in items)
+            files = ", ".join(_called(item.files[0], collection) for item in items)
             left_out[name] = f"{len(items)} cases have this name ({files}). Rename or remove all but one."
         elif not name.isprintable():  # such as bytes that are no UTF-8
             left_out[_printable(name)] = "Its name holds characters that are no text. Rename the file."
     kept = [item for item in collection.items if _printable(item.id.lower()) not in left_out]
     return replace(collection, items=kept, left_out=left_out)
+
+
+def _called(path: Path | str, collection: Collection) -> str:
+    """Return what a file is called in reasons, which are written down; in a private collection none is named."""
+    return "one of its files" if collection.private else str(path)
 
 
 def _printable(text: str) -> str:
@@ -259,7 +264,7 @@ def _convert_all(
 ) -> Iterator[tuple[str, Record]]:
     console = Console(stderr=True)
     counted = (MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers or at_once())
     try:
         with (
             (output / LOG).open("a", encoding="utf-8") as log,
@@ -294,7 +299,7 @@ def _convert_one(item: Item, key: str, collection: Collection, output: Path, ste
     if missing:
         path, why = next(iter(missing.items()))
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-        return Record(key, why=f"{'One of its files' if collection.private else path} {why}{more}. Mend that and run it again.")
+        return Record(key, why=f"{_called(path, collection)} {why}{more}. Mend that and run it again.")
     part = "Ts" if item.test else "Tr"
     try:
         if item.read is None:
@@ -304,7 +309,7 @@ def _convert_one(item: Item, key: str, collection: Collection, output: Path, ste
     except DataError as error:
         return Record(key, why=str(error))
     except OSError as error:
-        which = "one of its files" if collection.private else error.filename or "one of its files"
+        which = _called(error.filename or item.files[0], collection)
         return Record(key, why=f"Cannot read {which}: {error.strerror or error}. Mend that and run it again.")
     except MemoryError:
         return Record(key, why="Not enough memory to read it. Run the same command again with `--workers 1`.")
@@ -324,20 +329,22 @@ def _why_not(path: Path) -> str:
 def _checked(scan: Scan, collection: Collection, item: Item) -> Scan:
     """Refuse what would mislead a training."""
     image, labels = scan.image, scan.labels
+    of_image = _called((image and image.path) or item.files[0], collection)
+    of_labels = _called((labels and labels.path) or item.files[-1], collection)
     if image is None and labels is None:
         raise DataError("It has neither a scan nor a label map.")
     if image is not None:
         if image.array.shape[0] != len(collection.channels):
             listed = ", ".join(collection.channels)
-            raise DataError(f"Expected the channels {listed}, but {item.files[0]} has {image.array.shape[0]}.")
+            raise DataError(f"Expected the channels {listed}, but {of_image} has {image.array.shape[0]}.")
         if image.array.dtype.kind == "f" and not np.isfinite(image.array).all():
-            raise DataError(f"{image.path or item.files[0]} holds voxels that are NaN or infinite. Repair it.")
+            raise DataError(f"{of_image} holds voxels that are NaN or infinite. Repair it.")
     if labels is not None:
         if image is not None and (difference := image.same_grid(labels)):
-            raise DataError(f"Image and label map lie on different grids: {difference} ({labels.path or item.files[-1]}).")
+            raise DataError(f"Image and label map lie on different grids: {difference} ({of_labels}).")
         structures = collection.structures
         if structures is not None:
-            structures.encode(np.unique(labels.array), where=str(labels.path or item.files[-1]))
+            structures.encode(np.unique(labels.array), where=of_labels)
     if image is not None and labels is not None:
         # Of two affines that differ in the last digit, one may count as turned where the other does not.
         return replace(scan, labels=replace(labels, affine=image.affine))

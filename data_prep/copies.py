@@ -8,7 +8,6 @@ found were looked at: above the threshold stood the same picture or, rarely, the
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from rich.progress import track
 
 from medseg_se.data.pictures import read_picture
 from medseg_se.errors import DataError, UsageError
+from medseg_se.processors import at_once
 
 ALIKE = 0.975  # correlation of thumbnails of `FINE` pixels from which two pictures are one
 LIKELY = 0.96  # of `COARSE` pixels, from which the fine ones are compared; coarse ones mostly correlate more, but not always
@@ -66,7 +66,7 @@ def print_all(paths: Sequence[Path]) -> tuple[dict[Path, Print], dict[Path, str]
     """Return the prints of all pictures, and why those without one cannot be read."""
     prints: dict[Path, Print] = {}
     broken: dict[Path, str] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(at_once()) as pool:
         found = pool.map(_print_or_reason, paths)
         for path, result in track(zip(paths, found, strict=True), "reading pictures", len(paths), transient=True):
             if isinstance(result, Print):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +14,7 @@ import numpy as np
 from medseg_se.data.datalist import read_structures
 from medseg_se.errors import DataError
 from medseg_se.files import files_below
+from medseg_se.processors import at_once
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume
 
@@ -92,7 +92,7 @@ def _without_names(path: Path) -> str:
 
 
 def _values_of_all(paths: Sequence[Path]) -> set[int]:
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(at_once()) as pool:
         return set().union(*pool.map(_values_if_readable, paths))
 
 

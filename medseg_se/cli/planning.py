@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from medseg_se.planning.facts import Fingerprint
     from medseg_se.planning.plan import Plan
 
-_BUSY = 0.25  # share of the processor
+_BUSY = 0.25  # share of the processor that others take, from which what is measured is too slow
 
 
 def plan(
@@ -74,10 +74,8 @@ def plan(
         raise UsageError(f"Expected `workers` to be at least 1, but got {workers}.")
     console = Console(highlight=False)
     fingerprint = _fingerprint(datalist, folder, workers, console)
-    if (busy := busy_share()) > _BUSY:
-        text = f"Warning: the processor is busy with other work ({busy:.0%}), so what is measured now is too slow."
-        console.print(f"{text} Plan when it is idle.", style="yellow", soft_wrap=True)
-    measurements = Measurements(folder / "measurements.json", [machine.key, fingerprint.digest], busy=busy > _BUSY)
+    busy = busy_share() > _BUSY
+    measurements = Measurements(folder / "measurements.json", [machine.key, fingerprint.digest], busy=busy)
     with console.status(f"trying networks on {machine.name}"):
         made = Planner(datalist, fingerprint, beginning, machine, wishes, folder, measurements).plan()
     write_plan(path, to_yaml(made.config, made.decisions, _header(made, fingerprint, machine.name, recipe, path)), overwrite)

@@ -6,7 +6,6 @@ Cases are read in parallel and only a summary of each is kept, so memory is boun
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from rich.text import Text
 
 from medseg_se.data.datalist import Case, Datalist
 from medseg_se.errors import DataError, UsageError
+from medseg_se.processors import at_once
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume, read_image, read_labels
 
@@ -138,7 +138,7 @@ def check_datalist(datalist: Datalist, workers: int | None = None, progress: boo
         raise UsageError(f"Expected `workers` to be at least 1, but got {workers}.")
     jobs = [_Seen(case, is_test=False) for case in datalist.training] + [_Seen(case, is_test=True) for case in datalist.test]
     bar = Progress(console=Console(stderr=True), disable=not (progress and sys.stderr.isatty()), transient=True)
-    with bar, ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    with bar, ThreadPoolExecutor(workers or at_once()) as pool:
         examined = pool.map(lambda job: _examine(job, datalist), jobs)  # threads: gzip and hashing release the GIL
         seen = list(bar.track(examined, total=len(jobs), description="Reading"))
     findings = [finding for entry in seen for finding in entry.findings]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -17,6 +16,7 @@ from medseg_se.data.sampling import EpochSampler, Sample, one_thread
 from medseg_se.data.store import StoredCase
 from medseg_se.data.synthesiser import Synthesiser
 from medseg_se.errors import UsageError, unknown_name
+from medseg_se.processors import at_once
 from medseg_se.structures import Structures
 
 SliceAxis = Literal["sagittal", "coronal", "axial"]
@@ -112,7 +112,7 @@ def worker_count(wanted: int | None) -> int:
     """Return the processes that make batches: as many as wanted; else none on a CPU, and up to 8 beside a GPU."""
     if wanted is not None:
         return wanted
-    return min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+    return at_once() if torch.cuda.is_available() else 0
 
 
 class WholeScans(Dataset[Sample]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
@@ -12,6 +11,7 @@ from rich.progress import track
 
 from medseg_se.data.datalist import Case
 from medseg_se.errors import DataError
+from medseg_se.processors import at_once
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def for_every_case(
     """
     ready: dict[int, T] = {}
     broken: dict[int, str] = {}
-    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers or at_once())
     jobs = {pool.submit(prepare, case): place for place, case in enumerate(cases)}
     console = Console(stderr=True)
     hidden = not progress or not console.is_terminal

@@ -156,8 +156,8 @@ class PatchDataset(Dataset[Sample]):
         order = np.random.default_rng((settings.seed, 1, turn)).permutation(len(self.cases))
         chosen = int(order[place])
         rng = np.random.default_rng((settings.seed, 2, number))
-        centre = self._centre(rng, self.cases[chosen])
         case, maker = self.cases[chosen], self.synthesiser
+        centre = self._centre(rng, case)
         spatial = draw_spatial(self.augmentation, rng, settings.orientation, settings.flat_axis)
         intensity = draw_intensity(self.augmentation, rng, case.channels)
         if maker is None or not maker.takes(case, rng):

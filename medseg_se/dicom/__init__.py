@@ -7,7 +7,6 @@ of the modality: rescale slope and intercept are applied slice by slice. Message
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from medseg_se.dicom.headers import Slice, files_of, look, reader_of, series_of_
 from medseg_se.dicom.series import Series, volumes_of
 from medseg_se.errors import DataError
 from medseg_se.nifti import MEMORY_LIMIT
+from medseg_se.processors import at_once
 from medseg_se.volumes import Volume
 
 __all__ = ["Found", "Series", "Slice", "find_series", "read_series"]
@@ -56,7 +56,7 @@ def find_series(source: Path | str) -> Found:
     if not source.exists():
         raise DataError(f"No such file or folder: {source}.")
     paths = sorted(files_of(source))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(at_once()) as pool:
         looked = list(pool.map(look, paths))
     whole: dict[str, list[Slice]] = defaultdict(list)
     torn: dict[str, list[Slice]] = defaultdict(list)

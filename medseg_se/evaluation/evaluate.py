@@ -5,7 +5,6 @@ A prediction that is missing, failed or unusable counts as an empty one, so that
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +20,7 @@ from medseg_se.data.datalist import MANIFEST, Case, describes_dataset, read_data
 from medseg_se.errors import DataError, UsageError
 from medseg_se.evaluation.result import CaseResult, Evaluation
 from medseg_se.metrics.overlap import confusion, dice_from_confusion, volumes_from_confusion
+from medseg_se.processors import at_once
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume, case_name, is_scan, read_labels
 
@@ -71,7 +71,7 @@ def evaluate(
         console=Console(stderr=True),
         disable=not progress,
     )
-    with bar, ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool:
+    with bar, ThreadPoolExecutor(workers or at_once(4)) as pool:
         results = dict(zip(expected, bar.track(pool.map(judge, expected), len(expected), description="evaluate"), strict=True))
     return Evaluation(
         structures=meaning,

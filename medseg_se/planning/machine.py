@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from medseg_se.hardware import best_device, has_bfloat16
+from medseg_se.processors import cores
 from medseg_se.version import __version__
 
 _SHARE_OF_MEMORY = {"cpu": 0.8, "cuda": 0.9, "mps": 0.6}  # the rest is for the system, on CUDA for its own context
@@ -74,11 +75,6 @@ def describe_machine(wanted: str = "auto") -> Machine:
         precision="bf16-mixed" if has_bfloat16(device) else "32-true",
         versions=f"medseg-se {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads",
     )
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def total_memory() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from medseg_se.planning.network_rules import (
 from medseg_se.planning.recipe import arguments_of, changed, check_recipe, network_options, sliced
 from medseg_se.planning.rules import Decision, augment, choose_grid, judging_memory, prepare, sample, split
 from medseg_se.planning.trial import Measurement, tiles
+from medseg_se.processors import at_once
 
 ENOUGH_STEPS = 6000
 """A network grows only as long as it gets so many steps: below, a smaller one that takes more steps learns more."""
@@ -182,7 +182,7 @@ class Planner:
             )
         if chosen.memory > self.memory:  # nothing else may: it was refused
             doubts.append(
-                f"preparing {_workers()} of the largest scans at once may take {spoken_memory(round(chosen.memory))}, "
+                f"preparing {at_once()} of the largest scans at once may take {spoken_memory(round(chosen.memory))}, "
                 f"more than {spoken_memory(self.memory)}"
             )
         return doubts
@@ -288,7 +288,7 @@ class Planner:
             math.prod(case.shape) + (math.prod(shape) if shape not in (case.shape, case.cropped) else 0)
             for case, shape in zip(cases, self._shapes(cases), strict=True)
         ]
-        return _PREPARING + 4 * _COPIES * max(1, channels) * sum(sorted(copied)[-_workers() :])
+        return _PREPARING + 4 * _COPIES * max(1, channels) * sum(sorted(copied)[-at_once() :])
 
     def _shapes(self, cases: Sequence[CaseFacts]) -> list[tuple[int, ...]]:
         """Return the voxels of cases once they are prepared."""
@@ -333,16 +333,11 @@ def _validated(datalist: Datalist, fingerprint: Fingerprint, chosen: Sequence[De
     return found
 
 
-def _workers() -> int:
-    """Return how many scans a training prepares at once."""
-    return min(8, os.cpu_count() or 1)
-
-
 def _tried_cases(fingerprint: Fingerprint) -> list[CaseFacts]:
     """Return some cases of typical size, the most typical one last; enough to prepare as many at a time as a training does."""
     ordered = sorted(fingerprint.cases, key=lambda case: (math.prod(case.shape), case.id))
     middle = len(ordered) // 2
-    workers = _workers()
+    workers = at_once()
     number = workers if math.prod(ordered[middle].shape) > _LARGE else 4 * workers
     first = max(0, min(middle - number // 2, len(ordered) - number))
     typical = ordered[middle]

@@ -176,7 +176,7 @@ def test_the_largest_scans_are_prepared_and_judged_within_the_memory(make, monke
 
 
 def test_a_card_needs_no_memory_to_prepare(make, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("medseg_se.processors.cores", lambda: 8)
     found = fingerprint([case(f"c{number}", (300, 300, 300)) for number in range(20)])
     processor = replace(MACHINE, memory=80 * GIGABYTE)
     card = Machine("cuda:0", "card", 80 * GIGABYTE, "bf16-mixed", "torch 0")
