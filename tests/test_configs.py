@@ -102,6 +102,14 @@ def test_every_recipe_says_what_it_is_for_and_how_to_run_it(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
+def test_every_value_of_a_recipe_is_explained(name):
+    lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
+    values = [line for line in lines if re.match(r" *(?!class_path)[\w-]+: \S", line)]
+    assert len(values) > 15
+    assert [line for line in values if not re.search(r"  # \S", line)] == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_recipe_parses_to_what_it_says(name, capsys):
     assert main(["fit", "--config", name, "--print_config"]) == 0
     assert contains(yaml.safe_load(capsys.readouterr().out), plain(name))

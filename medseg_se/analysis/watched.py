@@ -76,7 +76,7 @@ class WatchedModel(Model):
 
         The gates' maps ride along as further classes, so that they are tiled and blended exactly as the logits are.
         """
-        network, classes = self.network, self.structures.num_classes
+        network, classes = self.network, self.maps
         missing = [max(0, size - have) for size, have in zip(self.tile, image.shape[1:], strict=True)]
         inside = [slice(m // 2, size - (m - m // 2)) for m, size in zip(missing, self.tile, strict=True)]
         if self.flat_axis is not None:
@@ -101,7 +101,7 @@ class WatchedModel(Model):
 
     def _check_room(self, image: Tensor, blocks: int) -> None:
         """Refuse a scan whose maps, about one a block, exceed the memory."""
-        needed, free = 4 * math.prod(image.shape[1:]) * (self.structures.num_classes + 2 * blocks + 2), free_memory()
+        needed, free = 4 * math.prod(image.shape[1:]) * (self.maps + 2 * blocks + 2), free_memory()
         if self.device.type == "cpu" and needed > free:
             raise DataError(
                 f"Expected {needed / 2**30:.1f} GiB of free memory for the gates of {blocks} attention blocks on "

@@ -14,7 +14,7 @@ from medseg_se.cli.networks import networks
 from medseg_se.cli.planning import plan
 from medseg_se.errors import UsageError
 
-__all__ = ["check", "configs", "cost", "demo", "evaluate", "inspect", "networks", "plan", "predict"]
+__all__ = ["check", "configs", "cost", "cv", "demo", "evaluate", "inspect", "networks", "plan", "predict"]
 
 if TYPE_CHECKING:
     from medseg_se.evaluation.result import Evaluation
@@ -44,6 +44,36 @@ def check(data: str, *, json: bool = False, workers: int | None = None) -> int:
     return 1 if report.broken else 0
 
 
+def cv(
+    configs: list[str],
+    *training: str,
+    output: str,
+    folds: int | None = None,
+    source: str | None = None,
+    devices: str | None = None,
+    jobs: int = 1,
+) -> int:
+    """Train once a fold, judge every case by the fold that left it out, and keep the folds as one model.
+
+    `medseg-se cv generic --output cv --source DATA -- --trainer.max_epochs 200`. Every fold is a `medseg-se fit` of its own; a
+    time limit (`max_time`) is for each of them. A group, usually a patient, is never parted. Run again, it goes on where it
+    stood. The largest connected component alone is kept of those structures whose mean Dice over the cases rises by that;
+    OUTPUT/model then predicts with all folds together. Exit code 1 if a fold or a prediction failed.
+
+    Args:
+        configs: Shipped recipes or YAML files, a later one over an earlier.
+        training: After `--`: further arguments of `medseg-se fit`, for every fold.
+        output: Folder for the folds, the table of all cases and the model.
+        folds: Number of folds; what the config says if not given, or the dataset prescribes.
+        source: Dataset folder, dataset.json or CSV, if not what the config names.
+        devices: CUDA devices, such as 0,1,2,3, each of which trains a fold at a time; one fold after another if not given.
+        jobs: Folds trained side by side on a machine without such devices, each with its share of the processors.
+    """
+    from medseg_se.cli.cross_validation import run_cross_validation
+
+    return run_cross_validation(configs, training, Path(output), folds, source, devices, jobs)
+
+
 def predict(
     checkpoint: str,
     inputs: list[str],
@@ -55,16 +85,21 @@ def predict(
     precision: Literal["fp32", "bf16"] = "fp32",
     overlap: float = 0.5,
     probabilities: bool = False,
+    raw: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> int:
     """Segment scans with a checkpoint; each result lies on its scan's own grid with the dataset's label values.
 
-    Several checkpoints answer together, by the weighted mean of their probabilities: `predict a.ckpt b.ckpt SCANS`. Finished
-    cases are skipped on a rerun; a broken case is reported and the rest go on. Exit code 1 if any failed.
+    Several checkpoints answer together, by the weighted mean of their probabilities: `predict a.ckpt b.ckpt SCANS`, or
+    `predict FOLDER SCANS` with all in a folder, such as that of `medseg-se cv`. Finished cases are skipped on a rerun; a broken
+    case is reported and the rest go on. Exit code 1 if any failed.
+
+    Of all folds of a cross-validation together, no case is a validation case: some were trained on it. What each fold says of
+    its own validation cases, `medseg-se cv` has written to its predictions.
 
     Args:
-        checkpoint: A checkpoint written by `medseg-se fit`.
+        checkpoint: A checkpoint written by `medseg-se fit`, or a folder of checkpoints.
         inputs: Scans, folders of scans, or datasets; before them, files ending in .ckpt are further checkpoints.
         output: Folder for the label maps.
         weights: Weight of each checkpoint where there are several, such as 0.4,0.4,0.2; equal if not given.
@@ -73,6 +108,7 @@ def predict(
         precision: bf16 is faster where the hardware has it, and rounds.
         overlap: Share of a tile that its neighbour covers too.
         probabilities: Also write the probability of every class.
+        raw: Leave out the post-processing that `medseg-se cv` has chosen for the model.
         overwrite: Replace what another model or other options left in the output folder.
         dry_run: Only print which files would be read and written.
     """
@@ -89,7 +125,7 @@ def predict(
     scans = [word for word in inputs if word not in further]
     if not scans:
         raise UsageError("Expected scans, folders of scans or datasets after the checkpoints, but got none.")
-    model = load_model([checkpoint, *further], _weights(weights), device, precision)
+    model = load_model([checkpoint, *further], _weights(weights), device, precision, raw)
     chosen = choose_cases(find_cases(scans, len(model.channels)), model, cases)
     if dry_run:
         for case in chosen:

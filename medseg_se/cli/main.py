@@ -20,6 +20,7 @@ TRAINING = {
 COMMANDS = {
     "check": "read every file of a dataset once and say what would break training",
     "plan": "fit a training to a dataset, this machine, a time and a memory",
+    "cv": "train every fold, judge all cases, and keep the folds as one model",
     "predict": "segment scans with one checkpoint or several",
     "evaluate": "per-structure Dice of predictions against the truth",
     "inspect": "see what attention does inside a network on one scan",
@@ -120,21 +121,32 @@ def _run(arguments: list[str]) -> int:
 def run_function(prog: str, function: Callable[..., int], arguments: Sequence[str]) -> int:
     """Call a typed function with command-line arguments.
 
-    Positional parameters become words (one or more for a list), keyword-only ones options, booleans flags.
+    Positional parameters become words (one or more for a list), keyword-only ones options, booleans flags. What stands after
+    `--` goes to the function's `*` parameter, if it has one.
     """
     parser = make_parser(prog, inspect.getdoc(function) or "", [function])
     signature, words = inspect.signature(function), _parameter_help(function)
-    by_hand: set[str] = set()
+    by_hand: list[str] = []
+    passed_on: list[str] | None = None
     for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            own = arguments.index("--") if "--" in arguments else len(arguments)
+            arguments, passed_on = arguments[:own], [*arguments[own + 1 :]]
+            parser.add_argument(name, type=str, help=words.get(name, ""), nargs="*", default=[])
+            by_hand.append(name)
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             optional = parameter.default is not parameter.empty
             count: dict[str, Any] = {"nargs": "?", "default": parameter.default} if optional else {}
             if "list" in str(parameter.annotation):
                 count = {"nargs": "+"}
             parser.add_argument(name, type=str, help=words.get(name, ""), **count)
-            by_hand.add(name)
+            by_hand.append(name)
     add_options(parser, function, by_hand)
-    return function(**parser.parse_args(list(arguments)).as_dict())
+    given = parser.parse_args(list(arguments)).as_dict()
+    in_order = [given.pop(name) for name in by_hand]
+    if passed_on is not None:  # in place of what the parser found for it, which is nothing
+        in_order[-1:] = passed_on
+    return function(*in_order, **given)
 
 
 def make_parser(prog: str, explanation: str, sources: Sequence[Callable[..., Any]]) -> Any:

@@ -18,19 +18,25 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
+from medseg_se.checkpoints import read_checkpoint
 from medseg_se.cli.messages import CONFIG_FLAGS, explain
 from medseg_se.cli.recipes import recipe_names, recipe_path
 from medseg_se.data.classification import ClassificationData, RegressionData
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import MedsegError, UsageError
 from medseg_se.hardware import keep_freed_memory
-from medseg_se.inference.model import read_checkpoint
+from medseg_se.reports.logs import RunLog, run_loggers
+from medseg_se.reports.summary import where_everything_is, write_summary
+from medseg_se.reports.training import RunReport
 from medseg_se.tasks import ClassificationTask, RegressionTask, SegmentationTask
-from medseg_se.tasks.base import Task
+from medseg_se.tasks.base import Stage, Task
 from medseg_se.tasks.callbacks import TrainingProgress, trainer_defaults
+from medseg_se.tasks.checkpoints import CheckpointHabits
 
 TASKS = (SegmentationTask, ClassificationTask, RegressionTask)
 DATA = (SegmentationData, ClassificationData, RegressionData)
@@ -71,7 +77,8 @@ class TrainingCLI(LightningCLI):
         """Leave the config as the user wrote it; Lightning would mix in what the checkpoint was made with."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link what the data knows to what the network needs."""
+        """Add the habits of checkpoints, and link what the data knows to what the network needs."""
+        parser.add_class_arguments(CheckpointHabits, "checkpoints")
         for name in ("num_classes", "in_channels", "spatial_dims"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
@@ -93,6 +100,8 @@ class TrainingCLI(LightningCLI):
         if resume:
             read_checkpoint(Path(resume))  # refuses what is damaged, foreign or holds code
             config.ckpt_path = resume
+        elif self.subcommand == "fit" and (start := config.model.init_args.get("start_from")):
+            read_checkpoint(Path(start))  # now, and not after the scans were prepared
         if self.subcommand != "fit":
             config.verbose = False  # the task shows its result as a table
 
@@ -124,20 +133,29 @@ class TrainingCLI(LightningCLI):
         """Add the checkpoint, progress and logging habits that a config does not set itself."""
         config = self._get(self.config_init, "trainer")
         device = "cpu" if config["accelerator"] == "cpu" else "auto"
-        defaults = trainer_defaults(config["default_root_dir"], device, self.model.score)
+        habits_of_checkpoints = self._get(self.config_init, "checkpoints")
+        defaults = trainer_defaults(config["default_root_dir"], device, self.model.score, habits_of_checkpoints)
         shows = config.get("enable_progress_bar") is not False
         keeps = config.get("enable_checkpointing") is not False and not config.get("fast_dev_run")
-        chosen = {
-            name: value for name, value in config.items() if value is not None and not (name == "logger" and value is True)
-        }
-        trainer_config = {**defaults, **chosen, **kwargs}
+        chosen = {name: value for name, value in config.items() if value is not None}
+        resumed = self.subcommand == "fit" and self._get(self.config_init, "ckpt_path") is not None
+        loggers = run_loggers(config["default_root_dir"], chosen.pop("logger", None), resumed)
+        trainer_config = {**defaults, **chosen, "logger": loggers, **kwargs}
         trainer_config["plugins"] = [*defaults["plugins"], *_listed(config.get("plugins"))]
-        habits = [habit for habit in defaults["callbacks"] if (shows if isinstance(habit, TrainingProgress) else keeps)]
-        trainer_config["callbacks"] = [*_listed(config.get("callbacks")), *habits]
+        unwanted = (*((TrainingProgress,) if not shows else ()), *((pl.callbacks.Checkpoint,) if not keeps else ()))
+        habits = [habit for habit in defaults["callbacks"] if not isinstance(habit, unwanted)]
+        reports = self._reports(config, loggers) if self.subcommand == "fit" else []
+        trainer_config["callbacks"] = [*_listed(config.get("callbacks")), *reports, *habits]
         try:
             return self._instantiate_trainer(trainer_config, [])
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise UsageError(f"The trainer refuses its settings: {error}") from error
+
+    def _reports(self, config: Any, loggers: Sequence[Logger]) -> list[pl.Callback]:
+        """Return what draws curves and pictures, unless the run leaves nothing behind."""
+        if config.get("fast_dev_run"):
+            return []
+        return [RunReport(config["default_root_dir"], table) for table in loggers if isinstance(table, RunLog)]
 
     def after_fit(self) -> None:
         """Judge the best checkpoint on whole scans and say where everything is."""
@@ -148,19 +166,32 @@ class TrainingCLI(LightningCLI):
         if not Path(best).is_file():
             if self.last.is_file():
                 console.print(f"\nThe run ended before a validation, so no checkpoint is best. The last one: {self.last}")
+            self._sum_up(console, None)
             return
         console.print(f"\nBest checkpoint: {best}\nJudging it on the whole validation scans …")
         self.trainer.validate(self.model, self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
         console.print(self.model.table(self.trainer.callback_metrics, "val"))
         console.print(f"These scans chose the checkpoint. {self.model.advice}")
+        self._sum_up(console, Path(best))
+
+    def _sum_up(self, console: Console, best: Path | None) -> None:
+        """Write the run's page, where it has one, and say where it is."""
+        for report in self.trainer.callbacks:
+            if isinstance(report, RunReport) and self.trainer.is_global_zero:
+                write_summary(report, self.trainer, self.model, Parser.arguments, best)
+                console.print(where_everything_is(report))
 
     def after_validate(self) -> None:
         """Show the result."""
-        Console(markup=False).print(self.model.table(self.trainer.callback_metrics, "val"))
+        self._show("val")
 
     def after_test(self) -> None:
         """Show the result."""
-        Console(markup=False).print(self.model.table(self.trainer.callback_metrics, "test"))
+        self._show("test")
+
+    def _show(self, stage: Stage) -> None:
+        console = Console(markup=False, quiet=not self.trainer.is_global_zero)
+        console.print(self.model.table(self.trainer.callback_metrics, stage))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -184,7 +215,8 @@ def run(argv: Sequence[str]) -> int:
         )
     except SystemExit as stop:  # Lightning's way out: with code 1 after Ctrl-C, by an exception of its own after SIGTERM
         if stop.code == 1 or isinstance(stop, SIGTERMException):
-            print(_how_to_continue(arguments), file=sys.stderr)
+            if rank_zero_only.rank in (0, None):
+                print(_how_to_continue(arguments), file=sys.stderr)
             return 130
         return int(stop.code or 0)
     return 0
@@ -194,7 +226,7 @@ def _how_to_continue(arguments: list[str]) -> str:
     if arguments[0] != "fit":
         return "Interrupted."
     if not TrainingCLI.last.exists():
-        return "Interrupted before the first step; nothing is lost. Run the same command again."
+        return "Interrupted before the first step was kept. Run the same command again."
     flag = next((place for place, argument in enumerate(arguments) if argument == "--ckpt_path"), len(arguments))
     others = [argument for argument in (*arguments[:flag], *arguments[flag + 2 :]) if not argument.startswith("--ckpt_path=")]
     return f"Interrupted; the state is saved. Continue with: medseg-se {shlex.join([*others, '--ckpt_path', 'last'])}"
@@ -244,8 +276,9 @@ def _listed(value: Any) -> list[Any]:
 
 def valid_keys() -> list[str]:
     """Return every key of a config, dotted, and the short forms of the command line."""
-    keys = ["seed_everything", "trainer", "model", "data", "ckpt_path", "config"]
-    for prefix, kinds in (("trainer", (pl.Trainer,)), ("model", TASKS), ("data", DATA)):
+    keys = ["seed_everything", "trainer", "model", "data", "checkpoints", "ckpt_path", "config"]
+    every = (("trainer", (pl.Trainer,)), ("model", TASKS), ("data", DATA), ("checkpoints", (CheckpointHabits,)))
+    for prefix, kinds in every:
         named = (name for kind in kinds for name in inspect.signature(kind.__init__).parameters if name != "self")
         keys += [f"{prefix}.{name}" for name in dict.fromkeys(named)]
     return keys
@@ -261,6 +294,7 @@ def quieten() -> None:
         ".*LeafSpec.*",
         ".*`isinstance.treespec.*",
         ".*deprecat.*",
+        ".*in eval mode at the start of training.*",  # what is frozen
         ".*your dataloader is not resumable.*",  # it is: its sampler begins where the run stands
         ".*sync_dist=True.*",  # the metrics are summed over the devices by themselves
         ".*could not find the monitored key.*",  # a run that ends before its first validation; `after_fit` says so

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from medseg_se.data.sampling import EpochSampler, Sample, one_thread
+from medseg_se.data.sampling import EpochSampler, OnceSampler, Sample, one_thread
 from medseg_se.data.store import StoredCase
 from medseg_se.data.synthesiser import Synthesiser
 from medseg_se.errors import UsageError, unknown_name
@@ -106,6 +107,31 @@ def epoch_sampler(trainer: pl.Trainer | None, batch_size: int, batches_per_epoch
         over = batches.is_last_batch and batches.current.processed == batches.current.ready
         first += length if over else batches.current.processed * batch
     return EpochSampler(length, first, trainer.global_rank, devices)
+
+
+def once_sampler(trainer: pl.Trainer | None, length: int) -> OnceSampler:
+    """Return a sampler that shares scans out to the devices of the run, if there is one, for judging."""
+    return OnceSampler(length) if trainer is None else OnceSampler(length, trainer.global_rank, trainer.world_size)
+
+
+def prepares_for_others(trainer: pl.Trainer | None) -> bool:
+    """Tell whether a process prepares what others on its machine read: if not, there is nobody to wait for."""
+    return trainer is not None and trainer.world_size > 1
+
+
+def speaks(trainer: pl.Trainer | None) -> bool:
+    """Tell whether this process is the one of the run that says things."""
+    return trainer is None or bool(trainer.is_global_zero)
+
+
+def leave_signals_to_training(worker: int) -> None:
+    """Let a process that makes batches go on when a signal to the whole group asks a run to end.
+
+    The run ends after its step, which may need further batches, and then ends its workers.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def worker_count(wanted: int | None) -> int:

@@ -219,6 +219,32 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+class OnceSampler(DistributedSampler[int]):
+    """Every place once in all, each device its own share, so that no scan counts twice in what the devices find together.
+
+    It is a `DistributedSampler`, which Lightning takes as it is. Where there are fewer scans than devices, each device takes
+    all of them: then all count equally often.
+
+    Args:
+        length: Number of scans.
+        device: Number of this device.
+        devices: Number of devices.
+    """
+
+    def __init__(self, length: int, device: int = 0, devices: int = 1) -> None:
+        shared = length >= devices
+        super().__init__(range(length), devices, device, shuffle=False)  # type: ignore[arg-type]
+        self.places = range(device, length, devices) if shared else range(length)
+
+    def __len__(self) -> int:
+        """Return the scans of this device."""
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the places of this device's scans."""
+        yield from self.places
+
+
 class EpochSampler(DistributedSampler[int]):
     """Sample numbers of one epoch after another; Lightning calls `set_epoch`.
 

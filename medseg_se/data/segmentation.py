@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from medseg_se.data.arrays import Storage, check_storage
 from medseg_se.data.augmentation import Augmentation
 from medseg_se.data.datalist import Case, read_datalist, read_structures
+from medseg_se.data.frequencies import class_frequencies
 from medseg_se.data.intensity import Intensity
 from medseg_se.data.loading import (
     SliceAxis,
@@ -23,12 +24,17 @@ from medseg_se.data.loading import (
     by_channel,
     checked_spacing,
     epoch_sampler,
+    leave_signals_to_training,
+    once_sampler,
     patch_shape,
+    prepares_for_others,
+    speaks,
     structure_weights,
     worker_count,
 )
 from medseg_se.data.preprocessing import Crop, ImageInterpolation, Preprocessing
 from medseg_se.data.raw_batch import RawBatch
+from medseg_se.data.regions import Targets, find_regions
 from medseg_se.data.sampling import PatchDataset, PatchSettings, RawPatches, Sample
 from medseg_se.data.store import StoredCase, prepare_cases
 from medseg_se.data.synthesiser import Synthesiser, read_ranges
@@ -46,6 +52,9 @@ class SegmentationData(pl.LightningDataModule):
     Args:
         source: A dataset folder, a `dataset.json` or a CSV; see `read_datalist`.
         structures: A JSON file with the label values, where the source has none or others are wanted.
+        targets: What the network finds: "structures", of which each voxel has one; or "regions", those that the dataset
+            declares, nested or side by side, for the loss dice_bce_regions; or a list of regions and structures that serve as
+            such. See `Regions`.
         fold: Which fold is validated; null trains on every case and validates on the same ones, which judges nothing.
         folds: Number of folds.
         split_seed: Seed of the split into folds.
@@ -97,6 +106,7 @@ class SegmentationData(pl.LightningDataModule):
         self,
         source: str,
         structures: str | None = None,
+        targets: Targets = "structures",
         fold: int | None = 0,
         folds: int = 5,
         split_seed: int = 0,
@@ -139,7 +149,9 @@ class SegmentationData(pl.LightningDataModule):
         self.save_hyperparameters()
         self.datalist = read_datalist(source, read_structures(structures) if structures else None)
         self.structures = self.datalist.structures
-        self.num_classes, self.in_channels = self.structures.num_classes, len(self.datalist.channels)
+        self.regions = find_regions(targets, self.structures)
+        self.num_classes = self.structures.num_classes if self.regions is None else len(self.regions.names)
+        self.in_channels = len(self.datalist.channels)
         self.preprocessing = Preprocessing(
             orientation.upper(),
             checked_spacing(spacing),
@@ -199,6 +211,11 @@ class SegmentationData(pl.LightningDataModule):
             return labelled, labelled
         return self.datalist.fold(self.fold, self.folds, self.split_seed)
 
+    def prepare_data(self) -> None:
+        """Prepare the cases in one process of a machine while the others wait, and then find them in the store."""
+        if prepares_for_others(self.trainer):
+            self.setup(self.trainer.state.fn)
+
     def setup(self, stage: str) -> None:
         """Prepare the cases of this fold, or the test cases, as far as the store does not hold them yet.
 
@@ -216,7 +233,7 @@ class SegmentationData(pl.LightningDataModule):
         if self.training and self.validation:
             return
         training, validation = self.split()
-        if self.fold is None:
+        if self.fold is None and speaks(self.trainer):
             log.warning("fold is null: validation uses the training cases, and its Dice says nothing about new scans")
         distinct = list({case.id: case for case in (*training, *validation)}.values())
         stored = self._prepare(distinct)
@@ -238,6 +255,7 @@ class SegmentationData(pl.LightningDataModule):
             collate_fn=RawBatch.of if on_device else None,
             sampler=epoch_sampler(self.trainer, self.batch_size, self.batches_per_epoch),
             num_workers=workers,
+            worker_init_fn=leave_signals_to_training,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -252,16 +270,24 @@ class SegmentationData(pl.LightningDataModule):
             settings = replace(self.settings, foreground=1.0, weights=())
             only_bare = replace(self.synthesiser, share=0.0)
             dataset = PatchDataset(self.validation, settings, None, self.structures, only_bare)
-            return DataLoader(dataset, self.batch_size, sampler=range(len(dataset)), num_workers=0)
+            return DataLoader(dataset, self.batch_size, sampler=once_sampler(self.trainer, len(dataset)), num_workers=0)
         return self.whole_scans()
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Return the labelled test cases of the datalist as whole prepared scans, one a batch, (1, C, I, J, K)."""
-        return DataLoader(WholeScans(self.test, self.synthesiser), batch_size=1)
+        return self._whole(self.test)
 
     def whole_scans(self) -> DataLoader[Sample]:
         """Return the validation cases as whole prepared scans, one a batch, (1, C, I, J, K)."""
-        return DataLoader(WholeScans(self.validation, self.synthesiser), batch_size=1)
+        return self._whole(self.validation)
+
+    def _whole(self, cases: Sequence[StoredCase]) -> DataLoader[Sample]:
+        return DataLoader(WholeScans(cases, self.synthesiser), batch_size=1, sampler=once_sampler(self.trainer, len(cases)))
+
+    def class_frequencies(self) -> list[float]:
+        """Return the share of each class, background first, of the voxels of the training cases that show it."""
+        frequencies: list[float] = class_frequencies(self.training, self.structures.num_classes).tolist()
+        return frequencies
 
     def _prepare(self, cases: Sequence[Case]) -> list[StoredCase]:
         return prepare_cases(
@@ -270,7 +296,7 @@ class SegmentationData(pl.LightningDataModule):
             self.structures,
             self.store,
             self.in_channels,
-            progress=self.progress,
+            progress=self.progress and speaks(self.trainer),
             storage=self.storage,
         )
 
@@ -280,6 +306,7 @@ class SegmentationData(pl.LightningDataModule):
             "dataset": self.datalist.name,
             "channels": list(self.datalist.channels),
             "structures": self.structures.to_dict(),
+            "targets": list(self.regions.names) if self.regions else None,
             "label_dtype": self.label_dtype,
             "preprocessing": self.preprocessing.to_dict(),
             "patch_size": list(self.patch_size),

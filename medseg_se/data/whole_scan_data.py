@@ -19,7 +19,18 @@ from torch.utils.data import DataLoader
 from medseg_se.data.augmentation import Augmentation
 from medseg_se.data.datalist import Case, Datalist, describes_dataset, read_datalist
 from medseg_se.data.intensity import Intensity
-from medseg_se.data.loading import SliceAxis, axis_across, by_channel, checked_spacing, epoch_sampler, worker_count
+from medseg_se.data.loading import (
+    SliceAxis,
+    axis_across,
+    by_channel,
+    checked_spacing,
+    epoch_sampler,
+    leave_signals_to_training,
+    once_sampler,
+    prepares_for_others,
+    speaks,
+    worker_count,
+)
 from medseg_se.data.parallel import for_every_case
 from medseg_se.data.pictures import NO_STRUCTURES, ORIENTATION, Colour, check_colour, is_picture, read_class_folders
 from medseg_se.data.preprocessing import Crop, ImageInterpolation, Preprocessing
@@ -229,8 +240,13 @@ class WholeScanData(pl.LightningDataModule, ABC):
 
     def _digest(self, cases: Sequence[Case]) -> None:
         missing = list({case.images: case for case in cases if case.images not in self._digests}.values())
-        found = for_every_case(missing, lambda case: digest_of(case.images), self.progress)
+        found = for_every_case(missing, lambda case: digest_of(case.images), self.progress and speaks(self.trainer))
         self._digests.update(zip((case.images for case in missing), found, strict=True))
+
+    def prepare_data(self) -> None:
+        """Prepare the scans in one process of a machine while the others wait, and then find them in the store."""
+        if prepares_for_others(self.trainer):
+            self.setup(self.trainer.state.fn)
 
     def setup(self, stage: str) -> None:
         """Prepare the cases of this fold, or the test cases, as far as the store does not hold them yet.
@@ -245,7 +261,7 @@ class WholeScanData(pl.LightningDataModule, ABC):
         if self.training and self.validation:
             return
         training, validation = self.split()
-        if self.fold is None:
+        if self.fold is None and speaks(self.trainer):
             log.warning("fold is null: validation uses the training cases, and its result says nothing about new scans")
         self.check_training(training)
         self._prepare([*training, *validation])
@@ -283,7 +299,9 @@ class WholeScanData(pl.LightningDataModule, ABC):
         self._digest(cases)
         missing = list({case.images: case for case in cases if case.images not in self._files}.values())
         files = for_every_case(
-            missing, lambda case: self.scan.store(case, self._digests[case.images], self.store), progress=self.progress
+            missing,
+            lambda case: self.scan.store(case, self._digests[case.images], self.store),
+            progress=self.progress and speaks(self.trainer),
         )
         self._files.update(zip((case.images for case in missing), files, strict=True))
 
@@ -303,6 +321,7 @@ class WholeScanData(pl.LightningDataModule, ABC):
             self.batch_size,
             sampler=epoch_sampler(self.trainer, self.batch_size, batches),
             num_workers=workers,
+            worker_init_fn=leave_signals_to_training,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -317,7 +336,7 @@ class WholeScanData(pl.LightningDataModule, ABC):
 
     def _plain(self, cases: Sequence[Case]) -> DataLoader[Sample]:
         dataset = WholeScanDataset([self._files[case.images] for case in cases], self.encode(cases))
-        return DataLoader(dataset, self.batch_size, sampler=range(len(dataset)), num_workers=0)
+        return DataLoader(dataset, self.batch_size, sampler=once_sampler(self.trainer, len(dataset)), num_workers=0)
 
     def describe(self) -> dict[str, Any]:
         """Return what inference must know, as plain data for the checkpoint."""

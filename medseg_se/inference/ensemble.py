@@ -27,22 +27,41 @@ def load_model(
     weights: Sequence[float] | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
+    raw: bool = False,
 ) -> Model | Ensemble:
     """Load one checkpoint as a `Model`, several as an `Ensemble`.
 
     Args:
-        checkpoints: Checkpoints written by `medseg-se fit`.
+        checkpoints: Checkpoints, or folders of them; see `find_checkpoints`.
         weights: A positive number for each; equal if not given. Only their ratios count.
         device: See `Model.load`.
         precision: See `Model.load`.
+        raw: Whether the post-processing that is stored with the checkpoints is left out.
 
     Raises:
         CheckpointError: As `Model.load`, or the checkpoints do not segment the same structures of the same channels.
         UsageError: As `Model.load`, or the weights are not one positive number a checkpoint.
     """
-    _shares(weights, len(checkpoints))  # before anything large is read
-    members = [Model.load(path, device, precision) for path in checkpoints]
+    paths = [path for named in checkpoints for path in find_checkpoints(named)]
+    _shares(weights, len(paths))  # before anything large is read
+    members = [Model.load(path, device, precision) for path in paths]
+    for member in members if raw else ():
+        member.leave_raw()
     return members[0] if len(members) == 1 else Ensemble(members, weights)
+
+
+def find_checkpoints(named: Path | str) -> list[Path]:
+    """Return the checkpoints that `named` stands for: of a folder all in it, or in its folder `model`, in the order of names.
+
+    Raises:
+        CheckpointError: It is the folder of one training, whose checkpoints are no ensemble.
+    """
+    path = Path(named)
+    folder = path / "model" if (path / "model").is_dir() else path
+    found = sorted(folder.glob("*.ckpt"))
+    if folder / "last.ckpt" in found:
+        raise CheckpointError(f"Expected checkpoints to average, but {folder} holds those of one training; name one of them.")
+    return found or [path]
 
 
 class Ensemble:
@@ -58,14 +77,16 @@ class Ensemble:
 
     Attributes:
         structures: What it segments: the structures of the member that has most.
+        regions: What the networks find, where that is regions; see `Model`.
         channels: Names of the channels it expects.
+        postprocessing: What is done to its label maps: what all members agree on.
         precision: The precision in which the members compute.
         digest: Digest and share of every member, the same in whatever order they are given.
         training: Digests of the image files that any member was trained on.
         validation: Digests of the image files that chose a checkpoint and trained none.
 
     Raises:
-        CheckpointError: The members do not segment the same structures of the same channels.
+        CheckpointError: The members do not segment the same structures of the same channels, or differ in post-processing.
         UsageError: There is no member, or the weights are not one positive number a member.
     """
 
@@ -79,7 +100,9 @@ class Ensemble:
         self.members = tuple(member for _, member in together)
         self.weights = tuple(share for share, _ in together)
         self.structures, self.channels, self.label_dtype = whole.structures, whole.channels, whole.label_dtype
+        self.regions, self.maps = whole.regions, whole.maps
         self.precision: Precision = whole.precision
+        self.postprocessing = whole.postprocessing
         # With the digits that float32 tells apart: 9,1 and 0.9,0.1 are the same weights.
         self.digest = " + ".join(f"{share:.9g} * {member.digest}" for share, member in together)
         self.training = frozenset[str]().union(*(member.training for member in members))
@@ -92,26 +115,38 @@ class Ensemble:
             DataError: As `Model.predict`, for any member.
         """
         self._check_memory(image)
-        total = np.zeros((self.structures.num_classes, *image.shape), dtype=np.float32)
+        total = np.zeros((self.maps, *image.shape), dtype=np.float32)
         for member, weight in zip(self.members, self.weights, strict=True):
             found = member.probabilities(image, overlap).array
             found *= np.float32(weight)
-            for index, source in enumerate(_sources(member.structures, self.structures)):
+            for index, source in enumerate(self._sources(member)):
                 total[index] += found[source]
             del found  # or it would stay while the next one is made
-        indices = torch.from_numpy(total).argmax(0).numpy()  # NumPy's would copy the array
+        summed = torch.from_numpy(total)
+        if self.regions is None:
+            indices = summed.argmax(0).numpy()  # NumPy's would copy the array
+        else:
+            indices = self.regions.label_map(lambda place: summed[place] > 0.5).numpy()
         labels = replace(image, array=self.structures.decode(indices, self.label_dtype or None)[None])
+        labels = self.postprocessing(labels, self.structures)
         if not probabilities:
             return Prediction(labels)
-        total /= total.sum(0)  # above 1 where merged structures gave their probability to several
+        if self.regions is None:
+            total /= total.sum(0)  # above 1 where merged structures gave their probability to several
         return Prediction(labels, replace(image, array=total))
+
+    def _sources(self, member: Model) -> list[int]:
+        """Return for each map of the sum the map of the member that is added to it."""
+        if self.regions is None or member.regions is None:
+            return _sources(member.structures, self.structures)
+        return [member.regions.names.index(name) for name in self.regions.names]
 
     def _check_memory(self, image: Volume) -> None:
         """Refuse a scan whose probabilities exceed the memory: the sum, and a member's with the copies of restoring.
 
         The members themselves count their logits, on grids of their own.
         """
-        classes, free = self.structures.num_classes, free_memory()
+        classes, free = self.maps, free_memory()
         needed = 4 * 4 * math.prod(image.shape) * classes
         if needed > free:
             raise DataError(
@@ -140,6 +175,16 @@ def _check_agreement(member: Model, whole: Model) -> None:
         of_member, of_whole = getattr(member, name), getattr(whole, name)
         if of_member != of_whole:
             raise CheckpointError(f"Expected checkpoints with the same {what}, but {pair} have {of_member} and {of_whole}.")
+    if member.postprocessing != whole.postprocessing:
+        raise CheckpointError(
+            f"Expected checkpoints with the same post-processing, but {pair} differ. Leave it out with `--raw`."
+        )
+    of_member, of_whole = (sorted(model.regions.names) if model.regions else None for model in (member, whole))
+    if of_member != of_whole:
+        found = [", ".join(names) if names else "structures" for names in (of_member, of_whole)]
+        raise CheckpointError(f"Expected checkpoints that find the same, but {pair} find {found[0]} and {found[1]}.")
+    if whole.regions and member.structures != whole.structures:
+        raise CheckpointError(f"Expected checkpoints of regions to have the same structures, but those of {pair} differ.")
     misfits = _misfits(member.structures, whole.structures)
     if misfits:
         raise CheckpointError(

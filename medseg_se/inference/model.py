@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medseg_se.checkpoints import read_checkpoint, reason
 from medseg_se.data.preprocessing import Prepared, Preprocessing
+from medseg_se.data.regions import Regions
 from medseg_se.errors import CheckpointError, DataError, MedsegError, UsageError
 from medseg_se.execution import lay_out_weights
 from medseg_se.hardware import best_device, free_memory, has_bfloat16
+from medseg_se.inference.postprocessing import PostProcessing
 from medseg_se.inference.tiling import tiled_logits
 from medseg_se.networks import build_network
 from medseg_se.structures import Structures
-from medseg_se.tensors import load_tensors
-from medseg_se.version import CHECKPOINT_FORMAT
 from medseg_se.volumes import Volume
 
 Precision = Literal["fp32", "bf16"]
@@ -33,8 +32,9 @@ class Prediction:
     """What a model says of a scan, on the scan's own grid.
 
     Attributes:
-        labels: Label values of the dataset the model was trained on, in its type, (1, I, J, K).
-        probabilities: Softmax probabilities float32 (classes, I, J, K), background first; None unless asked for.
+        labels: Label values of the dataset the model was trained on, in its type, (1, I, J, K), post-processed.
+        probabilities: float32 (classes, I, J, K), background first, which sum to 1; or (regions, I, J, K) of a model that finds
+            regions. None unless asked for.
     """
 
     labels: Volume
@@ -46,9 +46,12 @@ class Model:
 
     Attributes:
         structures: What it segments.
+        regions: What its network finds, where that is regions; None where it is structures.
+        maps: Maps that its network returns: one for each class, or region.
         channels: Names of the channels it expects.
         preprocessing: What is done to a scan first.
-        digest: Digest of the checkpoint file.
+        postprocessing: What is done to its label maps, and never to probabilities.
+        digest: Digest of the checkpoint file, followed by "raw" if its post-processing is left out.
         path: The checkpoint file, for messages.
         training: Digests of the image files it was trained on.
         validation: Digests of the image files that chose the checkpoint.
@@ -63,6 +66,10 @@ class Model:
         self.device, self.precision, self.digest = device, precision, digest
         self.path: Path | None = None
         self.structures = Structures.from_dict(data["structures"])
+        targets = data.get("targets")  # versions before regions did not say
+        self.regions = Regions.named(targets, self.structures) if targets else None
+        self.maps = self.structures.num_classes if self.regions is None else len(self.regions.names)
+        self.postprocessing = PostProcessing.from_dict(description.get("postprocessing"), self.structures)
         self.channels: tuple[str, ...] = tuple(data["channels"])
         self.preprocessing = Preprocessing.from_dict(data["preprocessing"])
         self.label_dtype: str = data["label_dtype"]
@@ -75,7 +82,7 @@ class Model:
         """Load a checkpoint; nothing in the file is executed.
 
         Args:
-            path: A checkpoint written by `medseg-se fit`.
+            path: A checkpoint written by `medseg-se fit` or `medseg-se cv`.
             device: "auto", "cpu", "cuda", "cuda:1" or "mps".
             precision: "bf16" is faster where the hardware has it, and rounds.
 
@@ -106,10 +113,15 @@ class Model:
             _check_agreement(model, parts)
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, MedsegError) as error:
             raise CheckpointError(
-                f"Cannot make the model that {path} describes: {_reason(error)}. The checkpoint is damaged, was edited, or "
+                f"Cannot make the model that {path} describes: {reason(error)}. The checkpoint is damaged, was edited, or "
                 "needs a network that is not in NETWORKS here."
             ) from error
         return model
+
+    def leave_raw(self) -> None:
+        """Leave out the post-processing that is stored with the model, from now on."""
+        if self.postprocessing:
+            self.postprocessing, self.digest = PostProcessing(), f"{self.digest} raw"
 
     def predict(self, image: Volume, overlap: float = 0.5, probabilities: bool = False) -> Prediction:
         """Segment a scan (C, I, J, K) as read from its file.
@@ -119,12 +131,12 @@ class Model:
                 large for the memory.
         """
         prepared, logits = self._answer(image, overlap, probabilities)
-        indices = _largest(logits, prepared.cut_shape).cpu().numpy()
+        indices = self._decide(logits, prepared.cut_shape).cpu().numpy()
         values = self.structures.decode(indices, self.label_dtype or None)
-        labels = prepared.restore(values[None], self.structures.background[0])
+        labels = self.postprocessing(prepared.restore(values[None], self.structures.background[0]), self.structures)
         if not probabilities:
             return Prediction(labels)
-        return Prediction(labels, _probabilities(logits, prepared))
+        return Prediction(labels, _probabilities(logits, prepared, self.regions))
 
     def probabilities(self, image: Volume, overlap: float = 0.5) -> Volume:
         """Return the probabilities of a scan (C, I, J, K) that `predict` would, without its labels.
@@ -133,7 +145,13 @@ class Model:
             DataError: As `predict`.
         """
         prepared, logits = self._answer(image, overlap, probabilities=True)
-        return _probabilities(logits, prepared)
+        return _probabilities(logits, prepared, self.regions)
+
+    def _decide(self, logits: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """Return the structure index of every voxel after linear resampling of the logits to `shape`."""
+        if self.regions is None:
+            return _largest(logits, shape)
+        return self.regions.label_map(lambda place: _resized(logits[place], shape) > 0)
 
     def _answer(self, image: Volume, overlap: float, probabilities: bool) -> tuple[Prepared, Tensor]:
         """Return the prepared scan and its logits (classes, I, J, K), both of which are as they should be."""
@@ -154,7 +172,7 @@ class Model:
 
     def _check_memory(self, case: Prepared, probabilities: bool) -> None:
         """Refuse a scan whose logits exceed the memory: the system would end the program, and with it the other scans."""
-        classes, prepared = self.structures.num_classes, case.image
+        classes, prepared = self.maps, case.image
         needed, free = 4 * math.prod(prepared.shape) * (classes + 2), free_memory()
         if probabilities:  # on the scan's own grid, with the copies of restoring and writing
             needed += 3 * 4 * math.prod(case.original.shape) * classes
@@ -175,7 +193,7 @@ def _check_agreement(model: Model, network: dict[str, Any]) -> None:
     """Refuse a network that does not fit the channels, structures and tiles of its data."""
     agreed = {
         "channels": (network["in_channels"], len(model.channels)),
-        "classes": (network["num_classes"], model.structures.num_classes),
+        "classes": (network["num_classes"], model.maps),
         "spatial axes": (network["spatial_dims"], 3 if model.flat_axis is None else 2),
     }
     for what, (of_network, of_data) in agreed.items():
@@ -189,47 +207,6 @@ def _check_agreement(model: Model, network: dict[str, Any]) -> None:
     model.preprocessing(voxel).restore(
         model.structures.decode(np.zeros((1, 1, 1, 1), dtype=np.int64), model.label_dtype or None)
     )
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first sentence of what an error says, without its full stop."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.partition(". ")[0].rstrip(".")[:200]
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    """Return the description, the network's weights and the digest of a checkpoint; nothing in it is executed.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, holds code, or was written by another program.
-    """
-    if path.is_dir():
-        raise CheckpointError(f"Expected a checkpoint file, but {path} is a folder; see its checkpoints/best.ckpt.")
-    if not path.is_file():
-        raise CheckpointError(f"No such checkpoint: {path}.")
-    try:
-        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        content = load_tensors(path)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is no checkpoint of tensors and plain data: it holds other objects or code, or is damaged. Nothing in it "
-            "was executed."
-        ) from error
-    except Exception as error:  # a damaged file may raise anything
-        raise CheckpointError(f"Cannot read the checkpoint {path}: {_reason(error)}. It may be damaged.") from error
-    description = content.get("medseg_se") if isinstance(content, dict) else None
-    if not isinstance(description, dict) or "state_dict" not in content:
-        raise CheckpointError(f"{path} was not written by medseg-se: it does not say what the network and its structures are.")
-    if description.get("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {description.get('format')}, but this version reads format {CHECKPOINT_FORMAT}. "
-            f"It was written by medseg-se {description.get('version')}."
-        )
-    if not description.get("data"):
-        raise CheckpointError(f"{path} does not say what data it was trained on; it was trained without a data module.")
-    prefix = "network."
-    state = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
-    return description, state, digest
 
 
 def _largest(logits: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -250,14 +227,16 @@ def _resized(channel: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return F.interpolate(channel[None, None], size=shape, mode="trilinear", align_corners=False)[0, 0]
 
 
-def _probabilities(logits: Tensor, prepared: Prepared) -> Volume:
-    """Return softmax probabilities on the scan's own grid, of the same resampled logits that decide the labels.
+def _probabilities(logits: Tensor, prepared: Prepared, regions: Regions | None) -> Volume:
+    """Return probabilities on the scan's own grid, of the same resampled logits that decide the labels.
 
-    What was cropped away is background for certain.
+    What was cropped away is background for certain, and in no region.
     """
     resized = torch.empty((len(logits), *prepared.cut_shape))  # computed in place: the largest array of all
     for index, channel in enumerate(logits):
         resized[index] = _resized(channel, prepared.cut_shape).cpu()
+    if regions is not None:
+        return prepared.restore(resized.sigmoid_().numpy())
     resized -= resized.amax(0)
     resized.exp_()
     resized /= resized.sum(0)

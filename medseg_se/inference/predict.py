@@ -93,7 +93,7 @@ def predict_cases(
         cases: The cases.
         output: Folder for `CASE.nii.gz` and `predictions.json`.
         overlap: Share of a tile that its neighbour covers too.
-        probabilities: Also write `CASE_probabilities.nii.gz`, one volume a class, background first.
+        probabilities: Also write `CASE_probabilities.nii.gz`, one volume a class, background first, or a region.
         overwrite: Replace what another model or other options left in the folder.
         progress: Whether to show a progress bar.
 

@@ -180,7 +180,7 @@ def _measure(config: Mapping[str, Any], cases: Sequence[str], store: str, folder
     device = trainer.strategy.root_device
     base, preparing = _peak(device), time.monotonic()
     data.setup("fit")
-    prepared, preparing = _peak(device), time.monotonic() - preparing
+    prepared, preparing = max(base, _peak(device)), time.monotonic() - preparing  # the system's count lags by a few pages
     pl.seed_everything(0)
     sizes = {"in_channels": data.in_channels, "num_classes": data.num_classes, "spatial_dims": data.spatial_dims}
     task = SegmentationTask(**{**sizes, **model})
@@ -191,7 +191,7 @@ def _measure(config: Mapping[str, Any], cases: Sequence[str], store: str, folder
         tile=watch.tile,
         preparing=preparing,
         startup=watch.first - began - preparing,
-        peak=_peak(device),
+        peak=max(prepared, _peak(device)),
         base=base,
         prepared=prepared,
     )

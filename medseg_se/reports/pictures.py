@@ -167,7 +167,7 @@ class _View:
         self.prediction = _turned("prediction", case.prediction, case.image, structures)
         self.truth = None if case.truth is None else _turned("truth", case.truth, case.image, structures)
         guide = self.truth if self.truth is not None and (self.truth > 0).any() else self.prediction
-        self.slices = _richest_slices(guide)
+        self.slices = richest_slices(guide)
         shown = self.prediction > 0 if self.truth is None else (self.prediction > 0) | (self.truth > 0)
         self.box = _box(shown, self.spacing)
 
@@ -205,7 +205,7 @@ def _turned(name: str, labels: Volume, image: Volume, structures: Structures) ->
     return array
 
 
-def _richest_slices(labels: Array) -> tuple[int, int, int]:
+def richest_slices(labels: Array) -> tuple[int, int, int]:
     """Return the slice along each axis that shows most structures, each counted by its share of its largest section."""
     count = int(labels.max(initial=0)) + 1
     found = []

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, cast
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from rich.table import Table
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from medseg_se.attention import discretise, follow_choices, is_open
 from medseg_se.dims import check_dims
 from medseg_se.errors import CheckpointError, UsageError
+from medseg_se.files import write_json
 from medseg_se.networks import build_network
 from medseg_se.networks.base import Kind
+from medseg_se.tasks.averaging import AveragedNetwork
+from medseg_se.tasks.compiling import Compiled
 from medseg_se.tasks.schedules import Schedule, learning_rate_factor
+from medseg_se.tasks.starting import Start, with_earlier_scans
 from medseg_se.version import CHECKPOINT_FORMAT, __version__
 
 Option = int | float | bool | str | None | list[str]
@@ -56,12 +64,14 @@ class Optimisation:
     """How weights are optimised.
 
     Attributes:
-        optimizer: "adamw" or "sgd" (Nesterov momentum 0.99).
+        optimizer: "adamw" or "sgd".
         lr: Highest learning rate.
         weight_decay: Weight decay.
-        schedule: "cosine", "poly" or "constant"; it ends with the run, be that `max_epochs` or `max_time`.
+        schedule: "cosine", "poly", "steps" or "constant"; it ends with the run, be that `max_epochs` or `max_time`.
         warmup: Share of the run during which the learning rate rises.
         discretise_after: Share of the run after which learnt choices of attention become final; never if None.
+        momentum: Nesterov momentum of "sgd".
+        ema: Decay of the running average of the weights; 0 for none.
 
     Raises:
         UsageError: A value that makes no sense.
@@ -73,6 +83,8 @@ class Optimisation:
     schedule: Schedule
     warmup: float
     discretise_after: float | None
+    momentum: float = 0.99
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "sgd"):
@@ -85,17 +97,21 @@ class Optimisation:
             raise UsageError(f"Expected `warmup` to be at least 0 and below 1, but got {self.warmup}.")
         if self.discretise_after is not None and not 0 < self.discretise_after < 1:
             raise UsageError(f"Expected `discretise_after` to lie between 0 and 1, but got {self.discretise_after}.")
+        for name, value in (("momentum", self.momentum), ("ema", self.ema)):
+            if not 0 <= value < 1:
+                raise UsageError(f"Expected `{name}` to be at least 0 and below 1, but got {value}.")
         self.factor(0.0)
 
     def factor(self, done: float) -> float:
         """Return the factor on the learning rate when the share `done` of the run is over."""
         return learning_rate_factor(self.schedule, done, self.warmup)
 
-    def make(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimiser of these parameters."""
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimiser of these groups of parameters, some of which have a learning rate of their own."""
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
-        return torch.optim.SGD(parameters, self.lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay)
+            return torch.optim.AdamW(groups, self.lr, weight_decay=self.weight_decay)
+        nesterov = self.momentum > 0
+        return torch.optim.SGD(groups, self.lr, self.momentum, nesterov=nesterov, weight_decay=self.weight_decay)
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -113,6 +129,8 @@ class Task(pl.LightningModule, ABC):
         network: One of `medseg_se.networks.NETWORKS`.
         network_arguments: Options of the network.
         optimisation: How weights are optimised.
+        start: What the weights are before the first step, and which of them learn.
+        compile_network: Whether the network is compiled for training.
 
     Attributes:
         task: Its name in a checkpoint.
@@ -136,17 +154,24 @@ class Task(pl.LightningModule, ABC):
         network: str,
         network_arguments: Mapping[str, Any],
         optimisation: Optimisation,
+        start: Start,
+        compile_network: bool,
     ) -> None:
         super().__init__()
         check_dims(spatial_dims)
         self.in_channels, self.num_classes, self.spatial_dims = in_channels, num_classes, spatial_dims
-        self.network_name, self.network_arguments, self.optimisation = network, dict(network_arguments), optimisation
+        self.network_name, self.network_arguments = network, dict(network_arguments)
+        self.optimisation, self.start, self.compile_network = optimisation, start, compile_network
         self.network = build_network(network, in_channels, num_classes, spatial_dims, self.kind, **self.network_arguments)
         if optimisation.discretise_after is not None and not is_open(self.network):
             raise UsageError(
                 "Expected `attention` with a choice to learn, adaptive or fca_search, where `discretise_after` is given."
             )
+        self.start.freeze(self.network)
+        self.average = AveragedNetwork(self.network, optimisation.ema) if optimisation.ema else None
         self.model_description: dict[str, Any] = {}
+        self._earlier: Mapping[str, Any] = {}  # data that the weights were trained on before
+        self._compiled: Compiled | None = None
 
     @abstractmethod
     def training_loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -167,7 +192,39 @@ class Task(pl.LightningModule, ABC):
         if made_for != self.task:
             raise UsageError(f"Expected data for {self.task}, but {type(data).__name__} is for {made_for}.")
 
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and judging; what is frozen keeps its statistics."""
+        super().train(mode)
+        self.start.keep_frozen(self.network)
+        return self
+
+    def answer(self, image: Tensor) -> Any:
+        """Return what is judged: the network's answer to scans (N, C, *spatial), with averaged weights where they are kept."""
+        judged = self.network if self.average is None else self.average.module
+        with torch.compiler.set_stance("force_eager"):  # other shapes than in training are not worth compiling for
+            return judged(image)
+
     # ------------------------------------------------------------------------------------------------------------- training
+
+    def on_fit_start(self) -> None:
+        """Begin with the weights of another checkpoint where one is named, unless the run goes on from its own.
+
+        What became of each of its tensors is written to `start.json` in the folder of the run.
+
+        Raises:
+            UsageError: See `Start.load`.
+            CheckpointError: See `Start.load`.
+        """
+        if self.trainer.ckpt_path is None:
+            loaded = self.start.load(self.network, self.task, self._describe_network(), self.describe_data())
+            if loaded is not None:
+                self._earlier = loaded.data
+                if self.average is not None:
+                    self.average.module.load_state_dict(self.network.state_dict())
+                if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+                    write_json(Path(self.trainer.default_root_dir) / "start.json", loaded.to_dict())
+        if self.compile_network:
+            self._compiled = Compiled(self.network)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch.
@@ -175,6 +232,8 @@ class Task(pl.LightningModule, ABC):
         Raises:
             UsageError: The loss is not finite.
         """
+        if self._compiled is not None:
+            self._compiled.try_once(lambda: self.training_loss(batch))
         loss = self.training_loss(batch)
         if not math.isfinite(float(loss.detach())):
             raise UsageError(
@@ -186,12 +245,27 @@ class Task(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and a schedule that follows the share of the run that is done."""
-        optimizer = self.optimisation.make([parameter for parameter in self.network.parameters() if parameter.requires_grad])
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: self.optimisation.factor(self.done()))
+        optimizer = self.optimisation.make(self.start.groups(self.network, self.optimisation.lr))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: self.optimisation.factor(self._done_everywhere()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, and let the average of the weights follow."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Make learnt choices of attention final once their share of the run is over."""
+        """Make the step's randomness its own, and learnt choices of attention final once their share of the run is over.
+
+        What is random in a step, such as dropout, follows from the run's seed and the step's number alone, as patches do: a run
+        that was interrupted goes on as if it had not been.
+        """
+        seeds = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+        self._settle_choices()
+
+    def _settle_choices(self) -> None:
         after = self.optimisation.discretise_after
         if after is None or self.done() < after or not is_open(self.network):
             return
@@ -205,6 +279,8 @@ class Task(pl.LightningModule, ABC):
                 group["params"] = [parameter for parameter in group["params"] if parameter in left]
                 for parameter in dropped:
                     optimizer.state.pop(parameter, None)
+        if self.average is not None:  # of what was chosen
+            self.average = AveragedNetwork(self.network, self.optimisation.ema).to(self.device)
         rank_zero_info("Attention chosen: " + ", ".join(f"{path} {choice}" for path, choice in chosen.items()))
 
     def done(self) -> float:
@@ -221,6 +297,23 @@ class Task(pl.LightningModule, ABC):
                 spent = callback.time_elapsed("train")
                 by_clock = spent / max(1e-9, spent + left)
         return min(1.0, max(by_steps, by_clock))
+
+    def _done_everywhere(self) -> float:
+        """Return the share of the run that is over by the first device's clock, so that all have the same learning rate."""
+        return float(self.trainer.strategy.broadcast(self.done())) if self._trainer is not None else self.done()
+
+    def on_validation_start(self) -> None:
+        """Let devices judge as many scans as each has, which may be one more than another, with the same statistics."""
+        wrapped = self.trainer.model
+        if isinstance(wrapped, DistributedDataParallel):
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
+            wrapped.require_forward_param_sync = False  # it would wait in every batch for a device that has no more
+
+    def on_validation_end(self) -> None:
+        """Let devices train in step again."""
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            self.trainer.model.require_forward_param_sync = True
 
     # ----------------------------------------------------------------------------------------------------------------- data
 
@@ -254,7 +347,7 @@ class Task(pl.LightningModule, ABC):
             "version": __version__,
             "task": self.task,
             "network": self._describe_network(),
-            "data": self.describe_data(),
+            "data": with_earlier_scans(self.describe_data(), self._earlier),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -264,6 +357,7 @@ class Task(pl.LightningModule, ABC):
             CheckpointError: The checkpoint is of another task, or of a network that is built otherwise or means something else.
         """
         self.model_description = checkpoint.get("medseg_se", {})
+        self._earlier = self.model_description.get("data", {})
         trained_for = self.model_description.get("task", self.task)
         if trained_for != self.task:
             raise CheckpointError(f"Expected a checkpoint of a {self.task}, but this one is of a {trained_for}.")

@@ -1,4 +1,4 @@
-"""Callbacks of every training run: a progress bar that says what a person wants to know, and checkpoints that survive."""
+"""What every training run gets: checkpoints that survive, and a progress bar that says what a person wants to know."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from medseg_se.files import atomic_write
 from medseg_se.hardware import best_device, has_bfloat16
 from medseg_se.tasks.base import Score
+from medseg_se.tasks.checkpoints import AtomicCheckpointIO, CheckpointHabits, smoothed_name
 from medseg_se.tasks.segmentation import SegmentationTask
 
 
-def trainer_defaults(folder: Path | str, device: str = "auto", score: Score = SegmentationTask.score) -> dict[str, Any]:
+def trainer_defaults(
+    folder: Path | str,
+    device: str = "auto",
+    score: Score = SegmentationTask.score,
+    habits: CheckpointHabits | None = None,
+) -> dict[str, Any]:
     """Return what every run gets, as arguments for `pytorch_lightning.Trainer`.
 
     Checkpoints in `folder/checkpoints`, curves in `folder/logs`, the progress bar, and bfloat16 where `device` has it.
@@ -28,77 +31,19 @@ def trainer_defaults(folder: Path | str, device: str = "auto", score: Score = Se
         folder: Folder of the run.
         device: See `best_device`.
         score: What chooses the best checkpoint, the `score` of the task.
+        habits: When checkpoints are written and which is the best; the defaults if not given.
     """
     root = Path(folder)
-    checkpoints = root / "checkpoints"
+    keeping = (habits or CheckpointHabits()).callbacks(root / "checkpoints", score)
     return {
         "default_root_dir": str(root),
-        "callbacks": [TrainingProgress(), KeepLast(checkpoints / "last.ckpt"), KeepBest(checkpoints, score)],
+        "callbacks": [*keeping, TrainingProgress()],  # in which the smoothed score is known
         "plugins": [AtomicCheckpointIO()],
         "logger": CSVLogger(str(root), name="logs"),
         "log_every_n_steps": 1,  # short epochs are logged too
         "enable_model_summary": False,
         "precision": "bf16-mixed" if has_bfloat16(best_device(device)) else "32-true",
     }
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints beside their name and rename them: a killed run or a full disk never leaves half a file."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`.
-
-        Raises:
-            OutputError: The folder is not writable or the disk is full.
-        """
-        with atomic_write(path) as stream:
-            torch.save(checkpoint, stream)
-
-
-class KeepLast(pl.Callback):
-    """Write `last.ckpt` when training ends or is interrupted, besides the one after every epoch.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the final weights, also when a time limit ended the run within an epoch."""
-        trainer.save_checkpoint(self.path)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Keep the weights when a person or the scheduler ends the run; after any other error the last epoch's are kept."""
-        stopped = isinstance(exception, (KeyboardInterrupt, pl.utilities.exceptions.SIGTERMException))
-        if stopped and trainer.state.fn == "fit" and trainer.global_step > 0:
-            trainer.save_checkpoint(self.path)
-
-
-class KeepBest(pl.callbacks.ModelCheckpoint):
-    """Write `best.ckpt` when the score of the validation is the best so far, and `last.ckpt` after every epoch.
-
-    Args:
-        folder: Where.
-        score: What chooses, the `score` of the task.
-    """
-
-    def __init__(self, folder: Path, score: Score = SegmentationTask.score) -> None:
-        super().__init__(folder, "best", monitor=score.name, mode=score.mode, save_last=True, enable_version_counter=False)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score of the run that is continued, also if its folder was moved since."""
-        best = str(Path(self.dirpath) / "best.ckpt")
-        if Path(best).is_file():
-            paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), best)
-            state_dict = {
-                **state_dict,
-                **paths,
-                "dirpath": self.dirpath,
-                "best_k_models": {best: state_dict["best_model_score"]},
-            }
-        super().load_state_dict(state_dict)
 
 
 class TrainingProgress(pl.callbacks.ProgressBar):
@@ -178,7 +123,7 @@ class TrainingProgress(pl.callbacks.ProgressBar):
             return
         earlier = getattr(trainer.checkpoint_callback, "best_model_score", None)  # of the run that is continued
         score: Score = pl_module.score
-        now = trainer.callback_metrics.get(score.name)
+        now = trainer.callback_metrics.get(smoothed_name(score))
         self._best = score.best(self._best, *(float(value) for value in (now, earlier) if value is not None))
         best = f"  best {self._best:.3f}" if self._best is not None else ""
         self._console.print(f"{self._place(trainer)}  {self._facts(trainer)}{best}", highlight=False, soft_wrap=True)
@@ -206,11 +151,12 @@ class TrainingProgress(pl.callbacks.ProgressBar):
         elapsed = time.monotonic() - self._started
         left = elapsed / done * (1 - self._done_at_start - done) if done > 0 else None
         score: Score = trainer.lightning_module.score
-        reached = trainer.callback_metrics.get(score.name)
+        reached, smoothed = (trainer.callback_metrics.get(name) for name in (score.name, smoothed_name(score)))
         waited = self._waiting / max(1e-9, self._waiting + self._working)
         facts = [
             f"loss {self._loss:.3f}" if self._loss is not None else "",
             f"{score.word} {float(reached):.3f}" if reached is not None else "",
+            f"smoothed {float(smoothed):.3f}" if smoothed is not None else "",
             f"left {_clock(left)}" if left is not None else "",
             f"waiting for data {waited:.0%}",
         ]

@@ -15,6 +15,7 @@ from medseg_se.errors import UsageError
 from medseg_se.metrics.whole_scan import aurocs, class_confusion, recalls
 from medseg_se.tasks.base import AttentionOptions, NetworkOptions, Optimisation, OptimizerName, Score, Stage, given
 from medseg_se.tasks.schedules import Schedule
+from medseg_se.tasks.starting import Start
 from medseg_se.tasks.whole_scan import WholeScanTask
 
 
@@ -43,11 +44,19 @@ class ClassificationTask(WholeScanTask):
         class_weights: "balanced" gives every class the same weight in the loss, however rare it is in training; "none" every
             scan.
         label_smoothing: Share of the truth that is spread over all classes.
-        optimizer: "adamw" or "sgd" (Nesterov momentum 0.99).
+        optimizer: "adamw" or "sgd".
         lr: Highest learning rate.
         weight_decay: Weight decay.
-        schedule: "cosine", "poly" or "constant"; it ends with the run, be that `max_epochs` or `max_time`.
+        schedule: "cosine", "poly", "steps" or "constant"; it ends with the run, be that `max_epochs` or `max_time`.
         warmup: Share of the run during which the learning rate rises.
+        momentum: Nesterov momentum of "sgd".
+        ema: Decay of a running average of the weights, such as 0.999, which is judged and kept in place of the last step's; 0
+            for none. See `AveragedNetwork`.
+        start_from: A checkpoint to begin with, also one of other structures, channels or attention; see `Start`.
+        freeze: Parts of the network that do not learn, such as encoder.
+        lr_factors: Part of the network → factor on its learning rate.
+        compile_network: Whether the network is compiled for training, which costs up to a minute and saves a share of every
+            step; one that cannot be compiled is run as it is, and the reason is said.
     """
 
     task = "classification"
@@ -76,6 +85,12 @@ class ClassificationTask(WholeScanTask):
         weight_decay: float = 1e-2,
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
+        momentum: float = 0.99,
+        ema: float = 0.0,
+        start_from: str | None = None,
+        freeze: list[str] | None = None,
+        lr_factors: dict[str, float] | None = None,
+        compile_network: bool = False,
     ) -> None:
         named = given(
             channels=channels,
@@ -85,8 +100,11 @@ class ClassificationTask(WholeScanTask):
             attention_options=attention_options,
         )
         arguments = {**named, **(network_options or {})}
-        optimisation = Optimisation(optimizer, lr, weight_decay, schedule, warmup, discretise_after)
-        super().__init__(in_channels, num_classes, spatial_dims, network, arguments, optimisation, pretrained)
+        optimisation = Optimisation(optimizer, lr, weight_decay, schedule, warmup, discretise_after, momentum, ema)
+        start = Start(start_from, tuple(freeze or ()), lr_factors or {})
+        super().__init__(
+            in_channels, num_classes, spatial_dims, network, arguments, optimisation, start, compile_network, pretrained
+        )
         self.save_hyperparameters()
         if class_weights not in ("none", "balanced"):
             raise UsageError(f"Expected `class_weights` to be none or balanced, but got {class_weights!r}.")

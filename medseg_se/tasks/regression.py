@@ -15,6 +15,7 @@ from medseg_se.errors import UsageError
 from medseg_se.metrics.whole_scan import pearson
 from medseg_se.tasks.base import AttentionOptions, NetworkOptions, Optimisation, OptimizerName, Score, Stage, given
 from medseg_se.tasks.schedules import Schedule
+from medseg_se.tasks.starting import Start
 from medseg_se.tasks.whole_scan import WholeScanTask
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "huber": F.huber_loss}
@@ -44,11 +45,19 @@ class RegressionTask(WholeScanTask):
         pretrained: File of published weights (.pth, .pt or .safetensors, with torchvision's names) to begin with; see
             `load_pretrained`. A run that goes on, and a trained checkpoint, do not need it.
         loss: "l1", "mse" or "huber" (the square below one standard deviation, linear beyond).
-        optimizer: "adamw" or "sgd" (Nesterov momentum 0.99).
+        optimizer: "adamw" or "sgd".
         lr: Highest learning rate.
         weight_decay: Weight decay.
-        schedule: "cosine", "poly" or "constant"; it ends with the run, be that `max_epochs` or `max_time`.
+        schedule: "cosine", "poly", "steps" or "constant"; it ends with the run, be that `max_epochs` or `max_time`.
         warmup: Share of the run during which the learning rate rises.
+        momentum: Nesterov momentum of "sgd".
+        ema: Decay of a running average of the weights, such as 0.999, which is judged and kept in place of the last step's; 0
+            for none. See `AveragedNetwork`.
+        start_from: A checkpoint to begin with, also one of other structures, channels or attention; see `Start`.
+        freeze: Parts of the network that do not learn, such as encoder.
+        lr_factors: Part of the network → factor on its learning rate.
+        compile_network: Whether the network is compiled for training, which costs up to a minute and saves a share of every
+            step; one that cannot be compiled is run as it is, and the reason is said.
     """
 
     task = "regression"
@@ -77,6 +86,12 @@ class RegressionTask(WholeScanTask):
         weight_decay: float = 1e-2,
         schedule: Schedule = "cosine",
         warmup: float = 0.05,
+        momentum: float = 0.99,
+        ema: float = 0.0,
+        start_from: str | None = None,
+        freeze: list[str] | None = None,
+        lr_factors: dict[str, float] | None = None,
+        compile_network: bool = False,
     ) -> None:
         named = given(
             channels=channels,
@@ -86,8 +101,11 @@ class RegressionTask(WholeScanTask):
             attention_options=attention_options,
         )
         arguments = {**named, **(network_options or {})}
-        optimisation = Optimisation(optimizer, lr, weight_decay, schedule, warmup, discretise_after)
-        super().__init__(in_channels, num_classes, spatial_dims, network, arguments, optimisation, pretrained)
+        optimisation = Optimisation(optimizer, lr, weight_decay, schedule, warmup, discretise_after, momentum, ema)
+        start = Start(start_from, tuple(freeze or ()), lr_factors or {})
+        super().__init__(
+            in_channels, num_classes, spatial_dims, network, arguments, optimisation, start, compile_network, pretrained
+        )
         self.save_hyperparameters()
         if loss not in LOSSES:
             raise UsageError(f"Expected `loss` to be one of {', '.join(LOSSES)}, but got {loss!r}.")

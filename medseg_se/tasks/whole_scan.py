@@ -11,6 +11,7 @@ from torchmetrics import CatMetric
 
 from medseg_se.networks.pretrained import load_pretrained
 from medseg_se.tasks.base import Optimisation, Stage, Task
+from medseg_se.tasks.starting import Start
 
 
 class WholeScanTask(Task):
@@ -30,9 +31,13 @@ class WholeScanTask(Task):
         network: str,
         network_arguments: Mapping[str, Any],
         optimisation: Optimisation,
+        start: Start,
+        compile_network: bool,
         pretrained: str | None,
     ) -> None:
-        super().__init__(in_channels, num_classes, spatial_dims, network, network_arguments, optimisation)
+        super().__init__(
+            in_channels, num_classes, spatial_dims, network, network_arguments, optimisation, start, compile_network
+        )
         self.pretrained = pretrained
         self.answers, self.truth = CatMetric(nan_strategy="disable"), CatMetric(nan_strategy="disable")
 
@@ -53,6 +58,7 @@ class WholeScanTask(Task):
         """
         if self.pretrained is not None and self.trainer.ckpt_path is None:
             load_pretrained(self.network, self.pretrained)
+        super().on_fit_start()
 
     def training_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch of scans."""
@@ -75,8 +81,10 @@ class WholeScanTask(Task):
         self._judge_all("test")
 
     def _collect(self, batch: dict[str, Tensor], stage: Stage) -> None:
-        answers, target = self.network(batch["image"]).float(), batch["target"]
-        self.log(f"{stage}_loss", self.loss_of(answers, target), batch_size=len(target), sync_dist=True)
+        answers, target = self.answer(batch["image"]).float(), batch["target"]
+        self.log(
+            f"{stage}_loss", self.loss_of(answers, target), batch_size=len(target) * self.trainer.world_size, sync_dist=True
+        )
         self.answers.update(answers)
         self.truth.update(target)
 

@@ -174,8 +174,8 @@ def test_continuing_goes_on_with_the_next_epoch(fit):
     assert code == 0
     assert (state()["epoch"], state()["global_step"]) == (3, 9)
     assert [line.split("  ")[0] for line in messages.splitlines() if line.startswith("epoch")] == ["epoch 2/3", "epoch 3/3"]
-    rows = metrics(Path("run/logs/version_1"))
-    assert [row["epoch"] for row in rows if row["train_loss"]] == ["1", "2"]
+    rows = metrics(Path("run/logs/version_0"))
+    assert [row["epoch"] for row in rows if row["train_loss"]] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("moved", [False, True])

@@ -15,7 +15,8 @@ from medseg_se.errors import CheckpointError, UsageError
 from medseg_se.inference.model import Model
 from medseg_se.structures import Structures
 from medseg_se.tasks import SegmentationTask
-from medseg_se.tasks.callbacks import AtomicCheckpointIO, KeepBest, KeepLast, TrainingProgress
+from medseg_se.tasks.callbacks import TrainingProgress
+from medseg_se.tasks.checkpoints import AtomicCheckpointIO, CheckpointHabits
 from medseg_se.tasks.schedules import learning_rate_factor
 
 SHAPE = (16, 14, 12)
@@ -71,7 +72,7 @@ def make_trainer(root, callbacks=(), **options):
         "accelerator": "cpu",
         "max_epochs": 2,
     }
-    every = [*callbacks, KeepLast(root / "last.ckpt"), KeepBest(root)]
+    every = [*callbacks, *CheckpointHabits(minutes=0).callbacks(root, SegmentationTask.score)]
     return pl.Trainer(default_root_dir=root, callbacks=every, plugins=[AtomicCheckpointIO()], **{**defaults, **options})
 
 

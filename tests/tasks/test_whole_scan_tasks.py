@@ -14,7 +14,8 @@ from medseg_se.errors import CheckpointError, UsageError
 from medseg_se.networks import NETWORKS
 from medseg_se.networks.base import Network
 from medseg_se.tasks import ClassificationTask, RegressionTask, SegmentationTask
-from medseg_se.tasks.callbacks import AtomicCheckpointIO, KeepBest, KeepLast, TrainingProgress
+from medseg_se.tasks.callbacks import TrainingProgress
+from medseg_se.tasks.checkpoints import AtomicCheckpointIO, CheckpointHabits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning", "ignore::FutureWarning:pytorch_lightning")
 
@@ -79,7 +80,7 @@ def regressor(seed=0, **options):
 
 def make_trainer(root, task, callbacks=(), **options):
     defaults = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    every = [*callbacks, KeepLast(root / "last.ckpt"), KeepBest(root, task.score)]
+    every = [*CheckpointHabits(minutes=0, smoothing=0).callbacks(root, task.score), *callbacks]
     options = {**defaults, "max_epochs": 2, **options}
     return pl.Trainer(default_root_dir=root, callbacks=every, plugins=[AtomicCheckpointIO()], **options)
 
