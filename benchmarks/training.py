@@ -1,8 +1,9 @@
 """How long a training step takes: `python benchmarks/training.py [--batch 9] [--patch 40 56 40] [--rounds 5]`.
 
-The U-Net as `medseg-se fit` trains it (bfloat16 where the CPU has it, eager and compiled) beside nnU-Net 2's PlainConvUNet of
-the same levels as nnU-Net trains it on a CPU (float32, eager): network with deep supervision, loss, gradients, clipping and the
-optimiser's step, on the same random patches. It needs nnunetv2 and its packages installed; without them ours are timed alone.
+The U-Net as `medseg-se fit` trains it (bfloat16 where the CPU has it; eager and compiled, in both layouts) beside nnU-Net 2's
+PlainConvUNet of the same levels as nnU-Net trains it on a CPU (float32, eager): network with deep supervision, loss, gradients,
+clipping and the optimiser's step, on the same random patches. It needs nnunetv2 and its packages installed; without them ours
+are timed alone.
 
 Variants take turns, and each ratio is the median of the ratios within a round. `--output FILE` also writes JSON.
 """
@@ -65,9 +66,14 @@ class Step:
         return loss.item()
 
 
-def ours(patches: Tensor, labels: Tensor, bfloat16: bool, compiled: bool) -> Step:
+def ours(patches: Tensor, labels: Tensor, bfloat16: bool, compiled: bool, channels_last: bool = False) -> Step:
     """Return a step of our U-Net with our loss."""
     network = UNet(1, CLASSES, 3, channels=CHANNELS, conv_bias=True, deep_supervision=True)
+    if channels_last:
+        network, patches = (
+            network.to(memory_format=torch.channels_last_3d),
+            patches.contiguous(memory_format=torch.channels_last_3d),
+        )
     loss = DeepSupervisionLoss(DiceCELoss())
     step = Step(network, lambda outputs: loss(outputs, labels), patches, bfloat16)
     if compiled:
@@ -117,7 +123,10 @@ def main() -> None:
     runs["ours, float32"] = ours(patches, labels, bfloat16=False, compiled=False)
     if has_bfloat16(CPU):
         runs["ours, bfloat16"] = ours(patches, labels, bfloat16=True, compiled=False)
+        runs["ours, bfloat16, channels-last"] = ours(patches, labels, bfloat16=True, compiled=False, channels_last=True)
         runs["ours, bfloat16, compiled"] = ours(patches, labels, bfloat16=True, compiled=True)
+        last = ours(patches, labels, bfloat16=True, compiled=True, channels_last=True)
+        runs["ours, bfloat16, compiled, channels-last"] = last
     for run in runs.values():
         run()
 
@@ -131,7 +140,7 @@ def main() -> None:
     for name, timing in seconds.items():
         ratio = seconds[first].over(timing)
         low, high = ratio.quartiles
-        print(f"  {name:<28} {timing.median:7.3f} s   {ratio.median:.2f} times as fast as {first} ({low:.2f} to {high:.2f})")
+        print(f"  {name:<40} {timing.median:7.3f} s   {ratio.median:.2f} times as fast as {first} ({low:.2f} to {high:.2f})")
         found[name] = {"s": timing.to_dict(), "times_as_fast": ratio.to_dict()}
     if arguments.output:
         arguments.output.write_text(json.dumps(found, indent=1), encoding="utf-8")

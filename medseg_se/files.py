@@ -84,6 +84,18 @@ def digest_of(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+_locks: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    for stream in _locks:
+        stream.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)  # or workers would hold the locks of a process that was killed
+
+
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Let no other process into a block with the same `path`, which need not exist; the system lets go when this one ends.
@@ -111,7 +123,11 @@ def alone(path: Path) -> Iterator[None]:
             raise UsageError(
                 f"Another run is writing to {path.parent}. Wait until it has ended, or choose another folder."
             ) from error
-        yield
+        _locks.add(stream)
+        try:
+            yield
+        finally:
+            _locks.discard(stream)
 
 
 def write_text(path: Path | str, text: str) -> None:

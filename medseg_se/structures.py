@@ -57,6 +57,8 @@ class Structures:
             missing = [member for member in members if member not in self.values]
             if missing or not members:
                 raise DataError(f"Region {region!r} names {missing or 'no structure'}; valid: {', '.join(self.values)}.")
+            if region in self.values and set(members) != {region}:
+                raise DataError(f"{region!r} names a structure and a region of others too; give each its own name.")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,7 +1,10 @@
 import errno
 import json
+import multiprocessing
 import os
+import signal
 import stat
+import time
 
 import pytest
 
@@ -136,3 +139,28 @@ def test_one_process_alone_is_let_into_a_block(tmp_path):
             pass
     with alone(tmp_path / "made" / "lock"):
         pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such locks")
+def test_a_process_that_is_killed_lets_go_though_its_workers_live_on(tmp_path):
+    said, says = os.pipe()
+
+    def work():
+        with alone(tmp_path / "lock"):
+            if worker := os.fork():
+                signal.pause()
+            else:
+                os.write(says, str(os.getpid()).encode())
+                time.sleep(60)
+            os._exit(worker)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    worker = int(os.read(said, 20))
+    with pytest.raises(UsageError, match="Another run is writing to"), alone(tmp_path / "lock"):
+        pass
+    process.kill()
+    process.join()
+    os.kill(worker, 0)  # it is there
+    with alone(tmp_path / "lock"):
+        os.kill(worker, signal.SIGKILL)

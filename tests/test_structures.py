@@ -215,3 +215,11 @@ def test_encode_and_decode_are_inverse(values, seed):
     indices = structures.encode(labels)
     assert set(np.unique(indices)) <= set(range(structures.num_classes))
     np.testing.assert_array_equal(structures.decode(indices), labels)
+
+
+def test_a_region_may_not_take_the_name_of_a_structure_that_it_goes_beyond():
+    labels = {"background": 0, "tumour": 1, "edema": 2}
+    with pytest.raises(DataError, match="'tumour' names a structure and a region of others too"):
+        Structures.from_labels(labels, {"tumour": ["tumour", "edema"]})
+    alone = Structures.from_labels(labels, {"tumour": ["tumour"]})
+    assert alone.judged() == {"tumour": (1,), "edema": (2,)}

@@ -20,7 +20,8 @@ from medseg_se.errors import UsageError
 class AdaptiveAttention(LearntChoice, Joined):
     """Weigh the results of several blocks: ``Σ softmax(α)ₖ · blockₖ(x)``, until `discretise` keeps the heaviest alone.
 
-    A checkpoint of a network whose choices were made loads into one where they are open: it makes the same choices.
+    A checkpoint of a network whose choices were made loads into one where they are open: it makes the same choices. Where they
+    were open, or others, loading takes up what was dropped again.
 
     Args:
         blocks: Two or more, by name.
@@ -35,6 +36,7 @@ class AdaptiveAttention(LearntChoice, Joined):
         self.names = list(blocks)
         self.alpha = nn.Parameter(torch.zeros(len(blocks)))
         self.register_buffer("chosen", torch.tensor(-1))
+        self._open: tuple[nn.ModuleList, list[int], nn.Parameter] | None = None  # in a tuple: neither weights nor state
 
     def choice(self) -> dict[str, float]:
         """Return the weight of every block; once the choice is made, 1 for the one that is left."""
@@ -52,6 +54,7 @@ class AdaptiveAttention(LearntChoice, Joined):
             if not 0 <= winner < len(self.names):
                 raise UsageError(f"Expected `winner` to be from 0 to {len(self.names) - 1}, but got {winner}.")
             self.chosen.fill_(winner)
+            self._open = (self.blocks, self.counts, self.alpha)
             self.blocks, self.counts, self.alpha = nn.ModuleList([self.blocks[winner]]), [self.counts[winner]], None
         return self.names[int(self.chosen)]
 
@@ -81,13 +84,12 @@ class AdaptiveAttention(LearntChoice, Joined):
         return [dy * weight for weight in weights], tuple((dy * one).sum().reshape(weights[0].shape) for one in maps)
 
     def follow_choice(self, saved: Tensor) -> None:
-        """Make the choice of the block whose `chosen` is given, if it had made one.
-
-        Raises:
-            UsageError: Another choice was made here, and what was dropped is gone.
-        """
-        if self.alpha is None and int(saved) != int(self.chosen):
-            raise UsageError(f"This block has chosen {self.names[int(self.chosen)]}, the saved one has not; build it anew.")
+        """Make the choice of the block whose `chosen` is given, or open it again if that one had made none."""
+        if self._open is not None and int(saved) != int(self.chosen):
+            self.blocks, self.counts, self.alpha = self._open
+            self.to(self.chosen.device).train(self.training)  # as is all that has not been dropped
+            self.chosen.fill_(-1)
+            self._open = None
         if int(saved) >= 0:
             self.discretise(int(saved))
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pytorch_lightning as pl
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +21,7 @@ from rich.text import Text
 
 from medseg_se.cli.fold_plan import FORMAT, Plan
 from medseg_se.cli.jobs import Job, run_jobs
-from medseg_se.cli.train import Parser, TrainingCLI, quieten, with_configs
+from medseg_se.cli.train import TrainingCLI, quieten, with_configs
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import DataError, UsageError
 from medseg_se.evaluation.evaluate import evaluate
@@ -36,7 +35,6 @@ from medseg_se.inference.predict import predict_cases
 from medseg_se.processors import cores
 from medseg_se.structures import Structures
 from medseg_se.tasks import SegmentationTask
-from medseg_se.tasks.base import Task
 
 _SET_HERE = {
     "--config": "name configs before `--output`",
@@ -62,19 +60,7 @@ class CheckedTraining(TrainingCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         self.settings: dict[str, Any] = {}
-        Parser.arguments = arguments
-        super().__init__(
-            Task,
-            pl.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            seed_everything_default=0,
-            parser_class=Parser,
-            parser_kwargs={"prog": "medseg-se"},
-            args=arguments,
-        )
+        super().__init__(arguments)
 
     def _set_seed(self) -> None:
         """Leave the seeds of this process alone."""

@@ -10,6 +10,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,11 +18,13 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import pytorch_lightning as pl
 import yaml
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from medseg_se.checkpoints import read_checkpoint
 from medseg_se.cli.messages import CONFIG_FLAGS, explain
@@ -29,14 +32,15 @@ from medseg_se.cli.recipes import recipe_names, recipe_path
 from medseg_se.data.classification import ClassificationData, RegressionData
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import MedsegError, UsageError
+from medseg_se.files import alone
 from medseg_se.hardware import keep_freed_memory
 from medseg_se.reports.logs import RunLog, run_loggers
 from medseg_se.reports.summary import where_everything_is, write_summary
-from medseg_se.reports.training import RunReport
+from medseg_se.reports.training import SUMMARY, RunReport
 from medseg_se.tasks import ClassificationTask, RegressionTask, SegmentationTask
 from medseg_se.tasks.base import Stage, Task
 from medseg_se.tasks.callbacks import TrainingProgress, trainer_defaults
-from medseg_se.tasks.checkpoints import CheckpointHabits
+from medseg_se.tasks.checkpoints import CheckpointHabits, keeper_of_the_best
 
 TASKS = (SegmentationTask, ClassificationTask, RegressionTask)
 DATA = (SegmentationData, ClassificationData, RegressionData)
@@ -56,9 +60,30 @@ class Parser(LightningArgumentParser):
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI that takes the sizes of the network from the data and fills in sensible trainer defaults."""
+    """LightningCLI that takes the sizes of the network from the data and fills in sensible trainer defaults.
+
+    Args:
+        arguments: Those of the command line, with `fit`, `validate` or `test` first and files for the names of recipes.
+    """
 
     last = Path()  # where the running command keeps its state, for messages
+    held = ExitStack()  # what the running command lets go of at its end
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        Parser.arguments = arguments
+        super().__init__(
+            Task,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={"prog": "medseg-se"},
+            args=list(arguments),
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -91,8 +116,8 @@ class TrainingCLI(LightningCLI):
         checkpoints = Path(trainer.default_root_dir) / "checkpoints"
         TrainingCLI.last = checkpoints / "last.ckpt"
         resume = config.get("ckpt_path") or (None if self.subcommand == "fit" else "best")
-        if self.subcommand == "fit" and not trainer.fast_dev_run:
-            self._guard_run(resume)
+        if self.subcommand == "fit" and resume == "last" and not self.last.exists():
+            raise UsageError(f"Nothing to continue: there is no {self.last}. Leave out `--ckpt_path last` to start.")
         if resume and re.match(r"\w+://", str(resume)):
             raise UsageError(f"Expected `ckpt_path` to be a file, but got the address {resume}. Download and inspect it first.")
         if resume in ("last", "best"):
@@ -102,15 +127,17 @@ class TrainingCLI(LightningCLI):
             config.ckpt_path = resume
         elif self.subcommand == "fit" and (start := config.model.init_args.get("start_from")):
             read_checkpoint(Path(start))  # now, and not after the scans were prepared
+        if self.subcommand == "fit" and not trainer.fast_dev_run:
+            self._guard_run(resume)
         if self.subcommand != "fit":
             config.verbose = False  # the task shows its result as a table
 
     def _guard_run(self, resume: str | None) -> None:
-        """Refuse to overwrite an earlier run, and to continue one that is not there."""
-        last = TrainingCLI.last
-        if resume == "last" and not last.exists():
-            raise UsageError(f"Nothing to continue: there is no {last}. Leave out `--ckpt_path last` to start.")
-        of_this_run = resume in ("last", "best") or (resume and Path(resume).resolve().parent == last.parent.resolve())
+        """Refuse to write beside a run that is going on, and to overwrite an earlier one, given the checkpoint to continue."""
+        last = self.last
+        if rank_zero_only.rank in (0, None):  # the others are of the same run
+            self.held.enter_context(alone(last.parent.parent / ".lock"))
+        of_this_run = resume and Path(resume).resolve().parent == last.parent.resolve()
         if last.exists() and not of_this_run:
             raise UsageError(
                 f"{last.parent.parent} already holds a run. Continue it with `--ckpt_path last`, or start another one with "
@@ -147,9 +174,16 @@ class TrainingCLI(LightningCLI):
         reports = self._reports(config, loggers) if self.subcommand == "fit" else []
         trainer_config["callbacks"] = [*_listed(config.get("callbacks")), *reports, *habits]
         try:
-            return self._instantiate_trainer(trainer_config, [])
+            trainer = self._instantiate_trainer(trainer_config, [])
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise UsageError(f"The trainer refuses its settings: {error}") from error
+        endless = trainer.max_epochs == trainer.max_steps == -1 and not any(isinstance(one, Timer) for one in trainer.callbacks)
+        if self.subcommand == "fit" and endless and self.model.optimisation.follows_the_run:
+            raise UsageError(
+                "Expected `max_time`, `max_steps` or a number of `max_epochs`: the learning rate follows the share of the run "
+                "that is done."
+            )
+        return trainer
 
     def _reports(self, config: Any, loggers: Sequence[Logger]) -> list[pl.Callback]:
         """Return what draws curves and pictures, unless the run leaves nothing behind."""
@@ -159,10 +193,16 @@ class TrainingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Judge the best checkpoint on whole scans and say where everything is."""
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        best = getattr(keeper_of_the_best(self.trainer), "best_model_path", "")
         if self.trainer.interrupted:
             return
         console = Console(stderr=True, quiet=not self.trainer.is_global_zero, soft_wrap=True, highlight=False, markup=False)
+        reports = [report for report in self.trainer.callbacks if isinstance(report, RunReport)]
+        # The loop is still about to go on where it found nothing left to do.
+        if self.trainer.fit_loop.is_resuming and all((report.folder / SUMMARY).is_file() for report in reports):
+            steps = f"{self.trainer.global_step:,} steps"
+            console.print(f"The run had ended already, after {steps}: nothing was trained or judged anew.")
+            return
         if not Path(best).is_file():
             if self.last.is_file():
                 console.print(f"\nThe run ended before a validation, so no checkpoint is best. The last one: {self.last}")
@@ -198,27 +238,25 @@ def run(argv: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test` with the arguments after the program's name; returns the exit code."""
     quieten()
     keep_freed_memory()
-    Parser.arguments = arguments = with_configs(argv)
+    arguments = with_configs(argv)
+    with ExitStack() as TrainingCLI.held:
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        TrainingCLI(
-            Task,
-            pl.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            parser_class=Parser,
-            parser_kwargs={"prog": "medseg-se"},
-            args=arguments,
-        )
+        TrainingCLI(arguments)
     except SystemExit as stop:  # Lightning's way out: with code 1 after Ctrl-C, by an exception of its own after SIGTERM
         if stop.code == 1 or isinstance(stop, SIGTERMException):
             if rank_zero_only.rank in (0, None):
                 print(_how_to_continue(arguments), file=sys.stderr)
             return 130
         return int(stop.code or 0)
+    except ProcessRaisedException as error:  # what one of several forked processes said, at the end of its traceback
+        kind, _, said = str(error).strip().splitlines()[-1].partition(": ")
+        if kind.startswith(f"{MedsegError.__module__}."):
+            raise UsageError(said) from error
+        raise
     return 0
 
 

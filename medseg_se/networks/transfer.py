@@ -117,7 +117,12 @@ def transfer(
 
 
 def _places(names: Sequence[str | None], others: Sequence[str | None]) -> Rows:
-    return tuple(others.index(name) if name is not None and name in others else None for name in names)
+    """Return the place of each name among the others; of several that are the same, each has a place of its own."""
+    free: dict[str, list[int]] = {}
+    for place, name in enumerate(others):
+        if name is not None:
+            free.setdefault(name, []).append(place)
+    return tuple(free[name].pop(0) if name is not None and free.get(name) else None for name in names)
 
 
 def _partly(rows: Rows) -> bool:
@@ -185,7 +190,9 @@ def _axes(described: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, 
 
     found = {}
     for name, tensor in own.items():
-        shapes = [state[name].shape if name in state else () for state in (more_channels, more_outputs)]
+        # Of networks that have no kin nothing is known; what a kin lacks does not depend on what it has more of.
+        kin = [(state, tensor.shape if state else ()) for state in (more_channels, more_outputs)]
+        shapes = [state[name].shape if name in state else missing for state, missing in kin]
         same = all(len(shape) == tensor.ndim for shape in shapes)
         found[name] = tuple(map(axis, tensor.shape, *shapes)) if same else (Axis(tied=True),) * tensor.ndim
     return found
@@ -195,8 +202,10 @@ def _grown(described: Mapping[str, Any], own: Mapping[str, Tensor], size: str) -
     """Return the tensors of the network with more channels or outputs, and how many more; no tensors if it has no such kin.
 
     One more, unless that is refused or makes another network of it: a residual block has no convolution on its identity path
-    where as many channels leave as enter.
+    where as many channels leave as enter. Where any more make another network, as of one with such a block for its scans, the
+    first of these.
     """
+    other: tuple[Mapping[str, Tensor], int] = {}, 0
     for more in (1, 2, 3, 4):
         try:
             state = _without_memory({**described, size: described[size] + more}).state_dict()
@@ -204,7 +213,8 @@ def _grown(described: Mapping[str, Any], own: Mapping[str, Tensor], size: str) -
             continue
         if state.keys() == own.keys():
             return state, more
-    return {}, 0
+        other = other if other[0] else (state, more)
+    return other
 
 
 def _without_memory(described: Mapping[str, Any]) -> nn.Module:

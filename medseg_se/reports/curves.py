@@ -47,7 +47,8 @@ def draw_curves(history: History, path: Path | str, title: str, line: str, score
     elif len(parts) > 1:
         sheet.add((_SMALL + 0.6) * math.ceil(len(parts) / _COLUMNS) + 0.6, partial(_draw_small, parts, prefix))
     title, line = (words.replace("$", r"\$") for words in (title, line))  # which would begin a formula
-    sheet.write(path, title, line, "Validation while training is on patches; the summary has the whole scans.")
+    patches = "Validation while training is on patches; the summary has the whole scans."
+    sheet.write(path, title, line, patches if prefix == "val_dice/" else "")
 
 
 def parts_of(history: Mapping[str, Mapping[int, float]]) -> tuple[str, dict[str, Mapping[int, float]]]:

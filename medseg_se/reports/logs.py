@@ -20,6 +20,7 @@ from medseg_se.files import write_text
 TABLE = "metrics.csv"
 _FIRST = ("epoch", "step")
 _TRAINED = "train_loss"  # only rows of training have it
+_WHOLE_SCANS = "val_scan_"
 
 Row = dict[str, str]
 History = dict[str, dict[int, float]]
@@ -93,7 +94,7 @@ class _Table:
         self.log_dir, self.metrics_file_path = str(folder), str(folder / TABLE)
         self._path = folder / TABLE
         self._hyperparameters: dict[str, Any] = {}
-        self.rows = _read(self._path)
+        self.rows, self._cut = _read(self._path)
         self._columns = list(self.rows[0]) if self.rows else []
         self._saved = len(self.rows)
 
@@ -110,10 +111,9 @@ class _Table:
 
     def rewind(self, steps: int) -> None:
         """Drop the rows of steps that are taken again."""
-        # Validations after the end of a run bear the number of the step that would have come next; so does an epoch of one
-        # step, which also has a row of its training.
-        again = any(row.get(_TRAINED) and _step(row) == steps for row in self.rows)
-        kept = [row for row in self.rows if _step(row) < steps + (0 if again else 1)]
+        # What was judged after the end of a run bears the number of the step that would have come next. Of whole scans it
+        # stays; what has the same names as the validation of an epoch would be taken for that of the epoch that follows.
+        kept = [row for row in self.rows if _step(row) < steps or (_step(row) == steps and _of_whole_scans(row))]
         if len(kept) < len(self.rows):
             self.rows = kept
             self._write()
@@ -124,7 +124,7 @@ class _Table:
         if not new:
             return
         names = {name for row in new for name in row}
-        if names - set(self._columns) or not self._path.is_file():
+        if names - set(self._columns) or self._cut or not self._path.is_file():
             self._write()
             return
         try:
@@ -138,7 +138,7 @@ class _Table:
         names = {name for row in self.rows for name in row} | set(self._columns)
         self._columns = [*_FIRST, *sorted(names - set(_FIRST))]
         write_text(self._path, _lines([dict(zip(self._columns, self._columns, strict=True)), *self.rows], self._columns))
-        self._saved = len(self.rows)
+        self._saved, self._cut = len(self.rows), False
 
 
 def _lines(rows: Sequence[Row], columns: Sequence[str]) -> str:
@@ -147,25 +147,30 @@ def _lines(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _read(path: Path) -> list[Row]:
-    """Return the rows of a table, but for one that was cut off while it was written."""
+def _read(path: Path) -> tuple[list[Row], bool]:
+    """Return the rows of a table, but for one that was cut off while it was written, and whether there was such a row."""
     if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        whole = [line for line in stream.read().splitlines(keepends=True) if line.endswith("\n")]
-    return [row for row in csv.DictReader(whole) if None not in row and None not in row.values()]
+        return [], False
+    text = path.read_bytes().decode("utf-8", errors="replace")  # a letter may be cut too
+    whole = text[: text.rfind("\n") + 1]
+    rows = csv.DictReader(io.StringIO(whole, newline=""))
+    return [row for row in rows if None not in row and None not in row.values()], whole != text
 
 
 def _version_to_continue(logs: Path) -> int | None:
     """Return the version of the training that was logged last; None if there is none."""
     versions = {int(path.name[8:]): path for path in logs.glob("version_*") if path.name[8:].isdigit()}
     columns = {
-        number: (path / TABLE).open(encoding="utf-8").readline() if (path / TABLE).is_file() else None
+        number: (path / TABLE).open(encoding="utf-8", errors="replace").readline() if (path / TABLE).is_file() else None
         for number, path in versions.items()
     }
     trained = [number for number, line in columns.items() if line is not None and _TRAINED in line]
     begun = [number for number, line in columns.items() if line is None]  # ended within the first epoch
     return max(trained or begun, default=None)
+
+
+def _of_whole_scans(row: Row) -> bool:
+    return any(name.startswith(_WHOLE_SCANS) and text != "" for name, text in row.items())
 
 
 def _step(row: Row) -> float:

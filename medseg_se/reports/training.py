@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from medseg_se.reports.logs import History, RunLog
 from medseg_se.reports.snapshots import Answered, Lie, Segmented, answered_picture, segmented_picture
 from medseg_se.structures import Structures
 from medseg_se.tasks.base import Task
+from medseg_se.tasks.callbacks import Waiting
 
 log = logging.getLogger(__name__)
 
 CURVES, PICTURES, SUMMARY = "curves.png", "pictures", "summary.html"
 NO_CURVES = "There are no curves: they need matplotlib (pip install 'medseg-se[report]')."
+_EPOCH = "open_epoch"  # in a checkpoint
 KEPT = 50  # most pictures of a run
 _PATCHES, _SCANS = 4, 12  # that are pictured
 _PICTURE_SHARE, _CURVE_SHARE, _CURVE_SECONDS = 0.02, 0.01, 60.0  # of a run's time; least time between two drawings
@@ -57,8 +60,8 @@ class RunReport(pl.Callback):
         self.history: History = {}
         self._cases: list[dict[str, Tensor]] = []
         self._complete = False
-        self._started = self._epoch_started = self._last_batch = time.monotonic()
-        self._waiting = 0.0
+        self._started = time.monotonic()
+        self._epoch = _Epoch()
         self._failed: set[str] = set()
         self._picture = _Rhythm(0.0, _PICTURE_SHARE, 0.0)
         self._curves = _Rhythm(_CURVE_SECONDS, _CURVE_SHARE, _FIRST_CURVES)
@@ -73,31 +76,42 @@ class RunReport(pl.Callback):
         self._started = time.monotonic()
         self._picture.start(self._started)
         self._curves.start(self._started)
-        self._begin_epoch()
+        self._epoch = self._epoch.of(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count anew."""
-        self._begin_epoch()
-
-    def _begin_epoch(self) -> None:
-        self._epoch_started = self._last_batch = time.monotonic()
-        self._waiting = 0.0
+        self._epoch = self._epoch.of(trainer.current_epoch)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the time since the last batch as waiting for data."""
-        self._waiting += time.monotonic() - self._last_batch
+        self._epoch.waiting.end()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note when the batch ended."""
-        self._last_batch = time.monotonic()
+        """Count the loss, and the time from now on as waiting."""
+        if isinstance(outputs, Mapping) and "loss" in outputs:  # which Lightning divides by the batches of a step
+            self._epoch.add_loss(float(outputs["loss"]) * trainer.accumulate_grad_batches, len(batch["image"]))
+        self._epoch.waiting.begin()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the learning rate, how long the epoch took, and how much of that went into waiting for data."""
-        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        spent = {"epoch_seconds": time.monotonic() - self._epoch_started, "waiting_seconds": self._waiting}
-        pl_module.log_dict({**({"lr": max(rates)} if rates else {}), **spent})
+        """Log loss and learning rate, how long the epoch took, and how much of that went into waiting for data.
+
+        The loss is that of the whole epoch, also if the run was interrupted within it: Lightning only knows what came after.
+        """
+        rates = {"lr": trainer.optimizers[0].param_groups[0]["lr"]} if trainer.optimizers else {}
+        pl_module.log_dict({**self._epoch.summary(time.monotonic()), **rates})
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what the open epoch has come to; the writing that follows is no waiting for data."""
+        # Not as the state of a callback, which Lightning would miss wherever the checkpoint is used without this one.
+        checkpoint[_EPOCH] = self._epoch.to_dict(time.monotonic())
+        self._epoch.waiting.spoil()
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with the epoch in which the run was interrupted."""
+        if trainer.state.fn == "fit" and _EPOCH in checkpoint:
+            self._epoch = _Epoch.from_dict(checkpoint[_EPOCH])
 
     # -------------------------------------------------------------------------------------------------------------- pictures
 
@@ -127,23 +141,27 @@ class RunReport(pl.Callback):
             self.counted = {name: int(metric.weight) for name, metric in zip(pl_module.structure_names(), metrics, strict=True)}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw what is due."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        self._complete = True  # fewer cases than would be pictured
-        if self._picture.due(time.monotonic()):
-            self._draw_picture(trainer, pl_module)
-        if self._curves.due(time.monotonic()):
-            self._draw_curves(pl_module)
+        """Draw what is due; neither that nor the validation is waiting for data."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero:
+            self._complete = True  # fewer cases than would be pictured
+            if self._picture.due(time.monotonic()):
+                self._draw_picture(trainer, pl_module)
+            if self._curves.due(time.monotonic()):
+                self._draw_curves(pl_module)
+        self._epoch.waiting.begin()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the end of the run."""
         self.seconds = time.monotonic() - self._started
         if trainer.is_global_zero:
-            self.history = self.table.history()
             if self._pictured != trainer.global_step:
                 self._draw_picture(trainer, pl_module)
             self._draw_curves(pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note what was logged, also of a run that had ended before and has no page yet."""
+        if trainer.is_global_zero:
+            self.history = self.table.history()
 
     def _draw_picture(self, trainer: pl.Trainer, task: Any) -> None:
         if not self._cases:
@@ -164,7 +182,8 @@ class RunReport(pl.Callback):
 
     def _names(self, trainer: pl.Trainer) -> list[str]:
         cases = getattr(getattr(trainer, "datamodule", None), "validation", [])
-        return [str(getattr(case, "id", "")) for case in cases][: len(self._cases)]
+        step = trainer.world_size if len(cases) >= trainer.world_size else 1  # each device judges its share, or all
+        return [str(getattr(case, "id", "")) for case in cases[::step]][: len(self._cases)]
 
     def _draw_curves(self, task: Any) -> None:
         if importlib.util.find_spec("matplotlib") is None:
@@ -187,6 +206,42 @@ class RunReport(pl.Callback):
         except Exception as error:
             self._failed.add(what)
             log.warning("no more %s of this run: %s", what, str(error).partition("\n")[0] or type(error).__name__)
+
+
+@dataclass
+class _Epoch:
+    """What an epoch has come to: `loss` summed over `scans`, its time, and how much of that went into waiting for data."""
+
+    number: int = -1
+    loss: float = 0.0
+    scans: int = 0
+    seconds: float = 0.0  # until `since`, in runs that were interrupted
+    waiting: Waiting = field(default_factory=Waiting)
+    since: float = 0.0
+
+    def of(self, number: int) -> _Epoch:
+        """Return this epoch, which goes on now, if it is that one; else that one, which begins."""
+        epoch = self if number == self.number else _Epoch(number)
+        epoch.since = time.monotonic()
+        epoch.waiting.begin()
+        return epoch
+
+    def add_loss(self, loss: float, scans: int) -> None:
+        self.loss, self.scans = self.loss + loss * scans, self.scans + scans
+
+    def summary(self, now: float) -> dict[str, float]:
+        """Return what is logged."""
+        loss = {"train_loss": self.loss / self.scans} if self.scans else {}
+        return {**loss, "epoch_seconds": self.seconds + now - self.since, "waiting_seconds": self.waiting.total()}
+
+    def to_dict(self, now: float) -> dict[str, Any]:
+        """Return plain data, from which the epoch goes on."""
+        waiting = (self.waiting.seconds, self.waiting.measured, self.waiting.gaps)
+        return {**vars(self), "seconds": self.seconds + now - self.since, "waiting": list(waiting)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> _Epoch:
+        return cls(**{**data, "waiting": Waiting(*data["waiting"])})
 
 
 class _Rhythm:

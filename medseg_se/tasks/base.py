@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Literal, Self, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from rich.table import Table
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from medseg_se.attention import discretise, follow_choices, is_open
+from medseg_se.checkpoints import AVERAGE
 from medseg_se.dims import check_dims
 from medseg_se.errors import CheckpointError, UsageError
 from medseg_se.files import write_json
@@ -27,7 +27,7 @@ from medseg_se.networks.base import Kind
 from medseg_se.tasks.averaging import AveragedNetwork
 from medseg_se.tasks.compiling import Compiled
 from medseg_se.tasks.schedules import Schedule, learning_rate_factor
-from medseg_se.tasks.starting import Start, with_earlier_scans
+from medseg_se.tasks.starting import Start, check_same_fold, say_seen, with_earlier_scans
 from medseg_se.version import CHECKPOINT_FORMAT, __version__
 
 Option = int | float | bool | str | None | list[str]
@@ -35,6 +35,7 @@ AttentionOptions = dict[str, Option | dict[str, Option | dict[str, Option]]]
 NetworkOptions = dict[str, Option | list[int] | list[list[int]] | list[list[list[int]]]]
 OptimizerName = Literal["adamw", "sgd"]
 Stage = Literal["val", "test"]
+_FIXED = ("optimizer", "lr", "weight_decay", "momentum", "freeze", "lr_factors")  # as long as a run goes on
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,11 @@ class Optimisation:
             if not 0 <= value < 1:
                 raise UsageError(f"Expected `{name}` to be at least 0 and below 1, but got {value}.")
         self.factor(0.0)
+
+    @property
+    def follows_the_run(self) -> bool:
+        """Whether anything depends on the share of the run that is over."""
+        return self.schedule != "constant" or self.warmup > 0 or self.discretise_after is not None
 
     def factor(self, done: float) -> float:
         """Return the factor on the learning rate when the share `done` of the run is over."""
@@ -212,12 +218,15 @@ class Task(pl.LightningModule, ABC):
         What became of each of its tensors is written to `start.json` in the folder of the run.
 
         Raises:
-            UsageError: See `Start.load`.
+            UsageError: See `Start.load` and `Start.check_frozen`.
             CheckpointError: See `Start.load`.
         """
         if self.trainer.ckpt_path is None:
+            drawn = self.load_published()
             loaded = self.start.load(self.network, self.task, self._describe_network(), self.describe_data())
-            if loaded is not None:
+            if loaded is None:
+                self.start.check_frozen(self.network, drawn)
+            else:
                 self._earlier = loaded.data
                 if self.average is not None:
                     self.average.module.load_state_dict(self.network.state_dict())
@@ -225,6 +234,10 @@ class Task(pl.LightningModule, ABC):
                     write_json(Path(self.trainer.default_root_dir) / "start.json", loaded.to_dict())
         if self.compile_network:
             self._compiled = Compiled(self.network)
+
+    def load_published(self) -> Collection[str]:
+        """Fill the network with published weights where the task has any; returns the names of the tensors left as drawn."""
+        return self.network.state_dict().keys()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch.
@@ -235,10 +248,11 @@ class Task(pl.LightningModule, ABC):
         if self._compiled is not None:
             self._compiled.try_once(lambda: self.training_loss(batch))
         loss = self.training_loss(batch)
-        if not math.isfinite(float(loss.detach())):
+        value = float(loss.detach())
+        if self._on_any_device(not math.isfinite(value)):
             raise UsageError(
-                f"The loss became {float(loss.detach())} at step {self.global_step}. Lower `lr`, or check the scans with "
-                "`medseg-se check`; the last checkpoint is intact."
+                f"The loss became {math.nan if math.isfinite(value) else value} at step {self.global_step}. Lower `lr`, or "
+                "check the scans with `medseg-se check`; the last checkpoint is intact."
             )
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
         return loss
@@ -281,7 +295,7 @@ class Task(pl.LightningModule, ABC):
                     optimizer.state.pop(parameter, None)
         if self.average is not None:  # of what was chosen
             self.average = AveragedNetwork(self.network, self.optimisation.ema).to(self.device)
-        rank_zero_info("Attention chosen: " + ", ".join(f"{path} {choice}" for path, choice in chosen.items()))
+        self.trainer.print("Attention chosen: " + ", ".join(f"{path} {choice}" for path, choice in chosen.items()))
 
     def done(self) -> float:
         """Return the share of the run that is over, by steps or by the clock, whichever is further."""
@@ -301,6 +315,10 @@ class Task(pl.LightningModule, ABC):
     def _done_everywhere(self) -> float:
         """Return the share of the run that is over by the first device's clock, so that all have the same learning rate."""
         return float(self.trainer.strategy.broadcast(self.done())) if self._trainer is not None else self.done()
+
+    def _on_any_device(self, decision: bool) -> bool:
+        """Tell whether any device decides so, and thus all do; one that went its own way would leave the others waiting."""
+        return decision if self._trainer is None else self._trainer.strategy.reduce_boolean_decision(decision, all=False)
 
     def on_validation_start(self) -> None:
         """Let devices judge as many scans as each has, which may be one more than another, with the same statistics."""
@@ -354,13 +372,17 @@ class Task(pl.LightningModule, ABC):
         """Remember the description, for runs without a data module.
 
         Raises:
-            CheckpointError: The checkpoint is of another task, or of a network that is built otherwise or means something else.
+            CheckpointError: The checkpoint is of another task or fold, or of a network that is built otherwise or means
+                something else.
+            UsageError: A run is to go on with an option that its optimiser or its weights were made with, but that is another.
         """
         self.model_description = checkpoint.get("medseg_se", {})
         self._earlier = self.model_description.get("data", {})
         trained_for = self.model_description.get("task", self.task)
         if trained_for != self.task:
             raise CheckpointError(f"Expected a checkpoint of a {self.task}, but this one is of a {trained_for}.")
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            self._check_options(checkpoint.get("hyper_parameters", {}))
         follow_choices(self, checkpoint["state_dict"])
         self._check_weights(checkpoint["state_dict"])
         theirs, ours = (data.get(self.meaning) for data in (self.model_description.get("data", {}), self.describe_data()))
@@ -369,9 +391,39 @@ class Task(pl.LightningModule, ABC):
                 f"Expected a checkpoint whose {self.meaning} are those of the data, {', '.join(ours or [])}, but its are "
                 f"{', '.join(theirs)}."
             )
+        self._check_scans(checkpoint.get("hyper_parameters", {}))
+
+    def _check_scans(self, before: Mapping[str, Any]) -> None:
+        """Refuse to go on in another fold, and warn where scans are judged that were trained on."""
+        if self._trainer is None:
+            return
+        path, theirs, ours = str(self.trainer.ckpt_path), self.model_description.get("data", {}), self.describe_data()
+        if self.trainer.state.fn == "fit":
+            check_same_fold(path, theirs, ours, bool(self.start.path or before.get("start_from")))
+        elif self.trainer.state.fn == "validate":
+            say_seen(path, theirs, ours)
+
+    def _check_options(self, before: Mapping[str, Any]) -> None:
+        """Refuse options that a run which goes on cannot take up, given those that it began with."""
+        ours = dict(self.hparams)
+        for name in (name for name in _FIXED if name in before and name in ours):
+            # Nothing may be null or empty; and the optimiser knows its groups by their order.
+            theirs, wanted = (list(it.items()) if isinstance(it, dict) else it for it in (before[name], ours[name]))
+            if (theirs or None) != (wanted or None):
+                raise UsageError(
+                    f"Expected `{name}` to be {before[name]} as in the run that goes on, but got {ours[name]}. To change it, "
+                    "begin another run with `--model.start_from`."
+                )
 
     def _check_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Refuse weights that do not fit this network."""
+        """Refuse weights that do not fit this network, or an average of them where none is kept and the other way round."""
+        averaged = any(name.startswith(AVERAGE) for name in state)
+        if averaged != (self.average is not None):
+            raise CheckpointError(
+                "Expected a checkpoint of a run with `ema`, but this one is of a run without; set `--model.ema 0`."
+                if self.average is not None
+                else "Expected a checkpoint of a run without `ema`, but this one keeps an average; set `--model.ema` as then."
+            )
         shapes = {name: value.shape for name, value in state.items()}
         if shapes == {name: value.shape for name, value in self.state_dict().items()}:
             return

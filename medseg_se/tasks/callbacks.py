@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from medseg_se.hardware import best_device, has_bfloat16
 from medseg_se.tasks.base import Score
-from medseg_se.tasks.checkpoints import AtomicCheckpointIO, CheckpointHabits, smoothed_name
+from medseg_se.tasks.checkpoints import AtomicCheckpointIO, CheckpointHabits, keeper_of_the_best, smoothed_name
 from medseg_se.tasks.segmentation import SegmentationTask
 
 
@@ -46,6 +47,42 @@ def trainer_defaults(
     }
 
 
+@dataclass
+class Waiting:
+    """How long an epoch waits for data: the time between its batches, but for validations and the writing of checkpoints.
+
+    When a checkpoint has been written is not told, so that the gap it falls into is taken to be as long as the others.
+
+    Attributes:
+        seconds: Length of the gaps that were measured.
+        measured: How many these are.
+        gaps: How many there were.
+    """
+
+    seconds: float = 0.0
+    measured: int = 0
+    gaps: int = 0
+    _since: float | None = field(default=None, init=False)
+
+    def begin(self) -> None:
+        """Begin a gap, or begin it anew."""
+        self._since = time.monotonic()
+
+    def spoil(self) -> None:
+        """Do not measure this gap."""
+        self._since = None
+
+    def end(self) -> None:
+        """End a gap."""
+        self.gaps += 1
+        if self._since is not None:
+            self.seconds, self.measured = self.seconds + time.monotonic() - self._since, self.measured + 1
+
+    def total(self) -> float:
+        """Return the length of all gaps in seconds."""
+        return self.seconds * self.gaps / self.measured if self.measured else 0.0
+
+
 class TrainingProgress(pl.callbacks.ProgressBar):
     """One bar for the whole run, with loss, score, time left and the share of the time spent waiting for data.
 
@@ -60,7 +97,7 @@ class TrainingProgress(pl.callbacks.ProgressBar):
         self._enabled = True
         self._started = self._last = time.monotonic()
         self._done_at_start = 0.0
-        self._waiting = self._working = 0.0
+        self._waiting, self._working = Waiting(), 0.0
         self._loss: float | None = None
         self._best: float | None = None
 
@@ -81,6 +118,7 @@ class TrainingProgress(pl.callbacks.ProgressBar):
         """Open the bar."""
         self._started = self._last = time.monotonic()
         self._done_at_start = pl_module.done()
+        self._waiting.begin()
         if self._enabled and self._console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -93,22 +131,20 @@ class TrainingProgress(pl.callbacks.ProgressBar):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting this epoch's waiting anew."""
-        self._waiting = self._working = 0.0
-        self._last = time.monotonic()
+        self._waiting, self._working = Waiting(), 0.0
+        self._waiting.begin()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the time since the last batch as waiting for data."""
-        now = time.monotonic()
-        self._waiting += now - self._last
-        self._last = now
+        self._waiting.end()
+        self._last = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the time of the step as work and move the bar."""
-        now = time.monotonic()
-        self._working += now - self._last
-        self._last = now
+        self._working += time.monotonic() - self._last
+        self._waiting.begin()
         if isinstance(outputs, dict) and "loss" in outputs:
             loss = float(outputs["loss"])
             self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
@@ -117,17 +153,28 @@ class TrainingProgress(pl.callbacks.ProgressBar):
                 self._task, completed=pl_module.done(), description=self._place(trainer), facts=self._facts(trainer)
             )
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print a line for an epoch that no validation follows, as none is wanted."""
+        if self._enabled and not trainer.enable_validation:
+            self._print_line(trainer, pl_module)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print a line for the epoch."""
-        if not self._enabled or trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        earlier = getattr(trainer.checkpoint_callback, "best_model_score", None)  # of the run that is continued
+        if self._enabled and not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._print_line(trainer, pl_module)
+
+    def _print_line(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        earlier = getattr(keeper_of_the_best(trainer), "best_model_score", None)  # of the run that is continued
         score: Score = pl_module.score
         now = trainer.callback_metrics.get(smoothed_name(score))
         self._best = score.best(self._best, *(float(value) for value in (now, earlier) if value is not None))
         best = f"  best {self._best:.3f}" if self._best is not None else ""
         self._console.print(f"{self._place(trainer)}  {self._facts(trainer)}{best}", highlight=False, soft_wrap=True)
-        self._last = time.monotonic()
+        self._waiting.begin()
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note that a checkpoint is written, which is no waiting for data."""
+        self._waiting.spoil()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""
@@ -152,7 +199,7 @@ class TrainingProgress(pl.callbacks.ProgressBar):
         left = elapsed / done * (1 - self._done_at_start - done) if done > 0 else None
         score: Score = trainer.lightning_module.score
         reached, smoothed = (trainer.callback_metrics.get(name) for name in (score.name, smoothed_name(score)))
-        waited = self._waiting / max(1e-9, self._waiting + self._working)
+        waited = (waiting := self._waiting.total()) / max(1e-9, waiting + self._working)
         facts = [
             f"loss {self._loss:.3f}" if self._loss is not None else "",
             f"{score.word} {float(reached):.3f}" if reached is not None else "",

@@ -6,6 +6,7 @@ same weights, to the last bit, as if it had not been interrupted.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -186,6 +187,11 @@ class KeepBest(pl.callbacks.ModelCheckpoint):
         self.current_score = state_dict["current_score"]
 
 
+def keeper_of_the_best(trainer: pl.Trainer) -> KeepBest | None:
+    """Return what keeps the best checkpoint of a run, beside which a config may name others."""
+    return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, KeepBest)), None)
+
+
 class KeepLast(pl.callbacks.Checkpoint):
     """Write `last.ckpt` between steps: every so many minutes, after epochs, at the end, and when a signal asks the run to end.
 
@@ -204,7 +210,16 @@ class KeepLast(pl.callbacks.Checkpoint):
         self._since = self._cost = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note signals from here on."""
+        """Note signals from here on.
+
+        Raises:
+            UsageError: The run has a limit of steps, and its state is whole after none of them.
+        """
+        if trainer.max_steps != -1 and not _is_ever_whole(trainer):
+            raise UsageError(
+                "With `max_steps`, this run has no step after which it could be continued: every step ends an epoch or is "
+                "followed by a validation. Limit it by `max_epochs`, or validate less often."
+            )
         self._ending = self._written = False
         self._since = time.monotonic()
         self._signals.watch()
@@ -226,11 +241,11 @@ class KeepLast(pl.callbacks.Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the state, unless that would take too large a share of the time."""
-        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+        if _stops_early(trainer) or trainer.current_epoch + 1 == trainer.max_epochs:
             return  # it is written when training ends, now
         enough = min(self.seconds, self._cost / _SHARE) if self._written else 0.0
         due = time.monotonic() - self._since >= enough
-        if trainer.max_steps != -1 and trainer.num_training_batches > trainer.accumulate_grad_batches:
+        if trainer.max_steps != -1:
             # With a limit of steps, Lightning goes on from the end of an epoch as if it were still within it.
             self._since = -math.inf if due else self._since
             return
@@ -260,9 +275,28 @@ class KeepLast(pl.callbacks.Checkpoint):
 
 def _is_whole(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Tell whether a run can go on from here as it would have: a step is done, and no validation follows."""
-    loop, done = trainer.fit_loop, batch_idx + 1
-    over = trainer.should_stop or trainer.global_step == trainer.max_steps
-    if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches or over:
+    over = _stops_early(trainer) or trainer.global_step == trainer.max_steps
+    return not over and _is_between_steps(trainer, batch_idx + 1, trainer.fit_loop.total_batch_idx + 1)
+
+
+def _stops_early(trainer: pl.Trainer) -> bool:
+    """Tell whether the run ends now, as patience or the clock ask it to, and `min_epochs` and `min_steps` are reached."""
+    return bool(trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+
+def _is_between_steps(trainer: pl.Trainer, done: int, total: int) -> bool:
+    """Tell whether after so many batches of an epoch, and of the run, a step ends, but no epoch, and no validation follows."""
+    if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
         return False
-    every, seen = trainer.val_check_batch, loop.total_batch_idx + 1 if trainer.check_val_every_n_epoch is None else done
+    every, seen = trainer.val_check_batch, total if trainer.check_val_every_n_epoch is None else done
     return not (isinstance(every, int) and trainer.enable_validation and seen % every == 0)
+
+
+def _is_ever_whole(trainer: pl.Trainer) -> bool:
+    """Tell whether any epoch has a place between steps."""
+    batches, steps, every = trainer.num_training_batches, trainer.accumulate_grad_batches, trainer.val_check_batch
+    if batches == math.inf:
+        return True
+    epochs = every if isinstance(every, int) and trainer.check_val_every_n_epoch is None else 1  # until it is all the same
+    places = itertools.product(range(epochs), range(steps, int(batches), steps))
+    return any(_is_between_steps(trainer, done, epoch * int(batches) + done) for epoch, done in places)

@@ -9,7 +9,6 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -206,43 +205,52 @@ class SegmentationTask(Task):
     # -------------------------------------------------------------------------------------------------------- class weights
 
     def on_fit_start(self) -> None:
-        """Take the weights of the classes from the training cases, unless the run goes on with those of its checkpoint.
+        """Take the weights of the classes from the training cases, those of a run that goes on too.
 
         Raises:
             UsageError: See `Start.load`; or the data do not tell what the weights need.
             CheckpointError: See `Start.load`.
         """
         super().on_fit_start()
-        if self.class_weights == "none" or (self.class_weights == "median_frequency" and self.trainer.ckpt_path is not None):
+        if self.class_weights == "none":
             return
         names = [BACKGROUND_NAMES[0], *self.structure_names()]
         weights = find_class_weights(self.class_weights, names, getattr(self.trainer, "datamodule", None))
         buffer = cast(Tensor, self.loss.loss.class_weights)
         buffer.copy_(torch.tensor(weights))
         listed = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(names, weights, strict=True))
-        rank_zero_info(f"Weights in the cross-entropy: {listed}")
+        self.trainer.print(f"Weights in the cross-entropy: {listed}")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the description, for runs without a data module; what classes weigh only matters where a run goes on.
+        """Remember the description, for runs without a data module; what classes weigh is asked of the data.
 
         Raises:
-            CheckpointError: As for every task; or the run that is to go on had other targets, or no weights of classes.
+            CheckpointError: As for every task; or the checkpoint has other targets, or structures or channels in another order.
             UsageError: The checkpoint's targets are not what the loss is for.
         """
         state = checkpoint["state_dict"]
         if self.class_weights == "none":
             state.pop(CLASS_WEIGHTS, None)
-        elif CLASS_WEIGHTS not in state:
-            if self.class_weights == "median_frequency" and self._trainer is not None and self._trainer.state.fn == "fit":
-                raise CheckpointError(
-                    "Expected a checkpoint of a run with `class_weights`, but got one without; set it to none."
-                )
-            state[CLASS_WEIGHTS] = self.loss.loss.class_weights
+        else:
+            state.setdefault(CLASS_WEIGHTS, self.loss.loss.class_weights)
         super().on_load_checkpoint(checkpoint)
         theirs, ours = (data.get("targets") for data in (self.model_description.get("data", {}), self.describe_data()))
         if theirs != ours:
             found = [", ".join(targets) if targets else "structures" for targets in (ours, theirs)]
             raise CheckpointError(f"Expected a checkpoint that finds {found[0]}, as the data say, but it finds {found[1]}.")
+        data = self.describe_data()
+        its, wanted = _structures_in_order(self.model_description.get("data", {})), _structures_in_order(data)
+        if its != wanted:
+            raise CheckpointError(
+                f"Expected a checkpoint whose structures are those of the data, in their order: {wanted}; but got {its}. To "
+                "begin with its weights, matched by name, give `--model.start_from`."
+            )
+        channels = list(self.model_description.get("data", {}).get("channels", ()))
+        if channels != data.get("channels", channels) and sorted(channels) == sorted(data["channels"]):
+            raise CheckpointError(
+                f"Expected the channels of the data in the order of the checkpoint, {', '.join(channels)}, but got "
+                f"{', '.join(data['channels'])}."
+            )
         self._take_targets()
 
     # ----------------------------------------------------------------------------------------------------------- validation
@@ -300,8 +308,7 @@ class SegmentationTask(Task):
     def _log_dice(self, dice: Tensor, stage: str) -> None:
         names = self.structure_names()
         counted = dice[torch.isfinite(dice)]
-        nothing = 0.0 if stage == "val" else math.nan  # while fitting, the checkpoint is chosen by a number
-        mean = counted.mean() if len(counted) else torch.tensor(nothing)
+        mean = counted.mean() if len(counted) else torch.tensor(math.nan)
         self.log(f"{stage}_dice", mean, prog_bar=True)
         self.log_dict({f"{stage}_dice/{name}": value for name, value in zip(names, dice, strict=True)})
 
@@ -352,3 +359,11 @@ def _dice_of_masks(found: Tensor, truth: Tensor) -> list[float]:
     both, either = ((one.flatten(1).sum(1)) for one in (found & truth, found))
     dice: list[float] = (2 * both / (either + truth.flatten(1).sum(1))).tolist()
     return dice
+
+
+def _structures_in_order(data: Mapping[str, Any]) -> str:
+    """Return the names of the structures in the order of their indices, and what the regions among the targets hold."""
+    structures = data.get("structures", {})
+    regions = structures.get("regions", {})
+    members = [f"{name} = {' + '.join(regions[name])}" for name in data.get("targets") or () if name in regions]
+    return ", ".join([*structures.get("values", ()), *members])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,24 @@ class Start:
         for part in self.frozen:
             network.get_submodule(part).eval()
 
+    def check_frozen(self, network: nn.Module, drawn: Collection[str]) -> None:
+        """Refuse a network of which what does not learn was drawn at random.
+
+        Args:
+            network: The network.
+            drawn: Names of its tensors that stay as drawn.
+
+        Raises:
+            UsageError: A frozen parameter is among them.
+        """
+        frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad and name in drawn]
+        if frozen:
+            listed = ", ".join(frozen[:3]) + (", …" if len(frozen) > 3 else "")
+            raise UsageError(
+                f"Expected `freeze` for weights that come from elsewhere, but {len(frozen)} tensors of "
+                f"{', '.join(self.frozen)} would stay as drawn: {listed}. Give `start_from`, or freeze less."
+            )
+
     def groups(self, network: nn.Module, lr: float) -> list[dict[str, Any]]:
         """Return the parameters that learn, in groups with a learning rate of their own; the first has `lr` itself."""
         parts = sorted(self.lr_factors, key=len, reverse=True)  # the smallest part first
@@ -130,7 +148,7 @@ class Start:
         say(logging.WARNING if strange else logging.INFO, "%s: %s.", self.path, summary)
         if data and (differences := list(_differences(theirs, data))):
             say(logging.WARNING, "%s was trained on scans that were prepared otherwise: %s.", self.path, "; ".join(differences))
-        _say_seen(self.path, theirs, data)
+        say_seen(self.path, theirs, data)
         return Earlier(self.path, digest, loaded, theirs)
 
 
@@ -149,6 +167,48 @@ def with_earlier_scans(data: Mapping[str, Any], earlier: Mapping[str, Any]) -> d
     known = {*data["training"], *validation}
     seen = dict.fromkeys(scan for scan in (*trained, *chose) if scan not in known)
     return {**data, "training": [*data["training"], *seen], "validation": validation}
+
+
+def say_seen(path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Warn of validation scans that a checkpoint was trained on.
+
+    Args:
+        path: The checkpoint, for the warning.
+        theirs: What the data say of themselves that it was trained on.
+        ours: The same of the data that are used now.
+    """
+    validation, trained = ours.get("validation", ()), set(theirs.get("training", ()))
+    seen = sum(scan in trained for scan in validation)
+    if seen:
+        say(
+            logging.WARNING,
+            "%s was trained on %d of the %d validation scans: their scores say nothing about new scans.",
+            path,
+            seen,
+            len(validation),
+        )
+
+
+def check_same_fold(path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], begun_elsewhere: bool) -> None:
+    """Refuse to go on with a run in another fold, where it would be judged on scans that it was trained on.
+
+    Args:
+        path: The checkpoint of the run.
+        theirs: What the data say of themselves that it was trained on.
+        ours: The same of the data that it is to go on with.
+        begun_elsewhere: Whether it began with the weights of another run, which may have seen its validation scans.
+
+    Raises:
+        CheckpointError: It is another fold.
+    """
+    trained, learn, validation = theirs.get("training", ()), ours.get("training", ()), set(ours.get("validation", ()))
+    seen = (validation & set(trained)) - set(learn)  # not those that are the same file as a training scan
+    other = set(trained[: len(learn)]) != set(learn)  # what other runs had seen comes behind, see `with_earlier_scans`
+    if seen and (other or not begun_elsewhere):
+        raise CheckpointError(
+            f"Expected {path} to be of a run on the same fold, but it was trained on {len(seen)} of the {len(validation)} "
+            "scans that would judge it. Give the `data.fold` and `data.folds` that it began with, or begin another run."
+        )
 
 
 def _part(network: nn.Module, part: str, option: str) -> nn.Module:
@@ -212,17 +272,3 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator
     for name, value in there.items():
         if value != here[name]:
             yield f"{name} {value} there, {here[name]} here"
-
-
-def _say_seen(path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Warn of validation scans that the checkpoint was trained on."""
-    validation, trained = ours.get("validation", ()), set(theirs.get("training", ()))
-    seen = sum(scan in trained for scan in validation)
-    if seen:
-        say(
-            logging.WARNING,
-            "%s was trained on %d of the %d validation scans: their scores say nothing about new scans.",
-            path,
-            seen,
-            len(validation),
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -49,16 +49,14 @@ class WholeScanTask(Task):
     def judge(self, answers: Tensor, truth: Tensor, stage: Stage) -> None:
         """Log how good all answers (N, num_classes) of a validation or test were; both lie on the CPU."""
 
-    def on_fit_start(self) -> None:
-        """Begin with published weights where a file of them is named, unless the run goes on from a checkpoint.
+    def load_published(self) -> Collection[str]:
+        """Fill the network with published weights where a file of them is named; returns the names of those left as drawn.
 
         Raises:
             UsageError: A network of which no weights are published.
             CheckpointError: The file is missing or damaged, holds code, or has other weights.
         """
-        if self.pretrained is not None and self.trainer.ckpt_path is None:
-            load_pretrained(self.network, self.pretrained)
-        super().on_fit_start()
+        return super().load_published() if self.pretrained is None else load_pretrained(self.network, self.pretrained).left
 
     def training_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch of scans."""

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from block_checks import assert_differentiable_twice, assert_tiles_change_nothing, random_map, seeded
@@ -86,14 +88,22 @@ def test_discretising_a_network_ends_a_search_for_frequencies_too():
     assert not [name for name, _ in network.named_parameters() if "alpha" in name]
 
 
-def test_a_choice_that_was_made_is_not_undone_by_another():
-    first, second = build(), build(alpha=(3.0, 0.0, 0.0, 0.0))
-    first.discretise()
-    second.discretise()
-    with pytest.raises(UsageError, match="has chosen none, the saved one has not"):
-        second.load_state_dict(first.state_dict())
-    with pytest.raises(UsageError, match="has chosen none, the saved one has not"):
-        second.load_state_dict(build().state_dict())
+def test_a_block_that_has_chosen_takes_up_a_state_that_had_not_or_had_chosen_otherwise():
+    still_open, other, x = build(), build(), random_map(4, 3)
+    other.discretise()
+    assert len(other.state_dict()) < len(still_open.state_dict())  # what was dropped is no state
+    block = build().train()
+    block.discretise(0)
+    block = copy.deepcopy(block).eval()  # as an average of the weights is made
+    for saved in (still_open, other, still_open):
+        block.load_state_dict(saved.state_dict())
+        torch.testing.assert_close(block(x), saved(x), rtol=0, atol=0)
+        assert block.choice() == saved.choice()
+        assert {name for name, _ in block.named_parameters()} == {name for name, _ in saved.named_parameters()}
+        assert not any(part.training for part in block.blocks)
+
+
+def test_there_is_no_other_block_to_choose():
     with pytest.raises(UsageError, match="`winner` to be from 0 to 3, but got 7"):
         build().discretise(7)
 

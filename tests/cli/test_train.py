@@ -178,6 +178,14 @@ def test_continuing_goes_on_with_the_next_epoch(fit):
     assert [row["epoch"] for row in rows if row["train_loss"]] == ["0", "1", "2"]
 
 
+def test_a_run_without_validation_shows_how_far_it_is_and_keeps_its_last_state(fit):
+    code, _, messages = fit("--trainer.max_epochs", "2", "--trainer.limit_val_batches", "0")
+    assert code == 0
+    assert [line.split("  ")[0] for line in messages.splitlines() if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+    assert "ended before a validation" in messages
+    assert state()["epoch"] == 2
+
+
 @pytest.mark.parametrize("moved", [False, True])
 def test_the_best_of_all_runs_is_kept_and_shown(fit, monkeypatch, moved):
     _, _, messages = fit()

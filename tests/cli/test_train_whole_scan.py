@@ -128,9 +128,7 @@ def test_the_best_of_all_runs_is_kept(call):
     key = next(key for key in first if "KeepBest" in key)
     kept = BEST.read_bytes()
     assert float(best[key]["best_model_score"]) == float(first[key]["best_model_score"])
-    code, *_ = call(
-        "fit", "--config", "regressor.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3", "--model.lr", "1e-12"
-    )
+    code, *_ = call("fit", "--config", "regressor.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3")
     assert code == 0
     score = float(state()["callbacks"][key]["best_model_score"])
     assert score <= float(first[key]["best_model_score"])

@@ -1,6 +1,8 @@
 import csv
+import os
 import re
 import shutil
+import signal
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +14,9 @@ from PIL import Image
 from whole_scans import CLASSES, write_pictures
 
 from medseg_se.checkpoints import read_checkpoint
+from medseg_se.data.sampling import PatchDataset
+from medseg_se.tasks import SegmentationTask
+from medseg_se.tasks.checkpoints import AtomicCheckpointIO
 
 RECIPE = {
     "trainer": {
@@ -135,7 +140,7 @@ def test_watching_a_run_does_not_change_it(fit):
     fit("--trainer.max_epochs", "2", "--trainer.logger", "false", "--trainer.default_root_dir", "bare")
     for name, value in weights("run").items():
         torch.testing.assert_close(weights("bare")[name], value, rtol=0, atol=0)
-    assert sorted(path.name for path in Path("bare").iterdir()) == ["checkpoints", "config.yaml"]
+    assert sorted(path.name for path in Path("bare").iterdir() if path.name != ".lock") == ["checkpoints", "config.yaml"]
 
 
 def test_a_run_that_goes_on_has_one_table_with_every_epoch_once(fit):
@@ -150,6 +155,73 @@ def test_a_run_that_goes_on_has_one_table_with_every_epoch_once(fit):
     assert [row["step"] for row in rows() if row["val_scan_dice"]] == ["3", "12"]
     page = Page(SUMMARY.read_text(encoding="utf-8"))
     assert ["steps", "12 in 4 epochs"] in page.rows
+
+
+def test_a_run_that_had_ended_is_not_judged_again_and_keeps_its_page(fit):
+    fit()
+    page, table = SUMMARY.read_bytes(), rows()
+    lines = fit("--ckpt_path", "last")
+    assert lines == ["The run had ended already, after 3 steps: nothing was trained or judged anew."]
+    assert (SUMMARY.read_bytes(), rows()) == (page, table)
+    SUMMARY.unlink()  # as if it had been killed before it was judged
+    assert fit("--ckpt_path", "last")[-1].startswith(f"Summary: {SUMMARY}")
+    assert ["steps", "3 in 1 epochs"] in Page(SUMMARY.read_text(encoding="utf-8")).rows
+
+
+class Clock:
+    """Stands for the module `time`."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def taking(self, seconds, function):
+        """Return the function, which takes so many seconds."""
+
+        def slow(*arguments, **options):
+            self.now += seconds
+            return function(*arguments, **options)
+
+        return slow
+
+
+def test_an_epoch_that_was_interrupted_is_logged_whole(fit, call, monkeypatch):
+    clock = Clock()
+    for module in ("reports.training", "tasks.callbacks"):
+        monkeypatch.setattr(f"medseg_se.{module}.time", clock)
+    for kind, name, seconds in (
+        (PatchDataset, "__getitem__", 2),  # of which a batch has two
+        (SegmentationTask, "training_step", 10),
+        (SegmentationTask, "validation_step", 50),
+        (AtomicCheckpointIO, "save_checkpoint", 100),
+    ):
+        monkeypatch.setattr(kind, name, clock.taking(seconds, getattr(kind, name)))
+    step = SegmentationTask.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == (1, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    options = ["--trainer.max_epochs", "2", "--data.batches_per_epoch", "6", "--trainer.val_check_interval", "3"]
+    options += ["--trainer.accumulate_grad_batches", "2", "--trainer.logger", "true", "--model.schedule", "constant"]
+    options += ["--model.warmup", "0", "--model.lr_factors", "{head: 10.0}"]
+    fit(*options, "--trainer.default_root_dir", "whole")
+    Path("whole").rename("run")
+    whole = [row for row in rows() if row["train_loss"]]
+    shutil.rmtree("run")
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", interrupted)
+        assert call("fit", "--config", "recipe.yaml", *options)[0] == 130
+    assert torch.load(LAST, weights_only=True)["global_step"] == 4  # of three an epoch
+    fit(*options, "--ckpt_path", "last")
+    found = [row for row in rows() if row["train_loss"]]
+    for row, expected in zip(found, whole, strict=True):
+        assert float(row["train_loss"]) == pytest.approx(float(expected["train_loss"]), rel=1e-6)
+        assert float(row["lr"]) == pytest.approx(1e-3)  # and not that of the head
+        assert float(row["waiting_seconds"]) == float(expected["waiting_seconds"]) == 6 * 4
+        assert float(row["epoch_seconds"]) >= 6 * (4 + 10) + 2 * 2 * 50
 
 
 def test_a_logger_of_one_s_own_is_added_to_the_table(fit):

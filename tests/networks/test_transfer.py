@@ -68,6 +68,27 @@ def test_outputs_without_names_stay_as_drawn_though_their_number_is_the_same():
     assert torch.equal(new.head.weight, drawn)
 
 
+def test_channels_and_outputs_of_one_name_each_keep_their_own_weights():
+    same = Ports(("x", "x"), ("a", "b", "b"))
+    described = describe(same, channels=(4, 6))
+    old, new = make(described, 0), make(described, 1)
+    transfer(new, described, same, old.state_dict(), described, same)
+    assert all(torch.equal(tensor, new.state_dict()[name]) for name, tensor in old.state_dict().items())
+    more = Ports(("x", "x", "x"), ("b", "b", "b", "a"))
+    assert more.rows_of(same) == {"channels": (0, 1, None), "outputs": (1, 2, None, 0)}
+
+
+@pytest.mark.parametrize("name", ["unet", "fpn"])
+def test_as_many_channels_as_features_do_not_hinder_other_outputs(name):
+    theirs, ours = Ports(tuple("wxyz"), OLD.outputs), Ports(tuple("wxyz"), NEW.outputs)
+    before, after = (describe(ports, name, residual=True, channels=(4, 6)) for ports in (theirs, ours))
+    old, new = make(before, 0), make(after, 1)
+    result = transfer(new, after, ours, old.state_dict(), before, theirs)
+    assert (result.left, result.unused) == ((), ())
+    x = torch.randn(2, 4, 12, 12, dtype=torch.float64)
+    torch.testing.assert_close(new(x)[:, [2, 3, 0]], old(x))
+
+
 def test_what_does_not_learn_must_be_filled_whole_and_otherwise_nothing_is_filled():
     before, after = describe(OLD, channels=(4, 6)), describe(NEW, channels=(4, 6))
     old, new = make(before, 0), make(after, 1)

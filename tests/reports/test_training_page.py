@@ -84,6 +84,16 @@ def test_what_was_judged_after_the_end_of_a_run_stays_when_it_goes_on(tmp_path):
     assert [row["epoch"] for row in table(tmp_path) if row["train_loss"]] == ["0", "1", "2"]
 
 
+def test_the_best_checkpoint_s_scores_do_not_become_those_of_an_epoch_without_a_validation(tmp_path):
+    log = RunLog(tmp_path)
+    train(log, range(2))
+    log.log_metrics({"val_loss": 0.1, "epoch": 2}, 6)  # as of a classifier, whose scores have the same names
+    log.save()
+    log = RunLog(tmp_path, resumed=True)
+    log.rewind(6)
+    assert log.history()["val_loss"] == {0: 0.5, 1: 0.5}
+
+
 @pytest.mark.parametrize("taken", [1, 2])
 def test_epochs_of_one_step_are_not_repeated(tmp_path, taken):
     train(RunLog(tmp_path), range(3), steps=1)
@@ -103,6 +113,19 @@ def test_a_row_that_was_cut_off_is_dropped(tmp_path):
     log.rewind(3)
     train(log, range(1, 2))
     assert [row["epoch"] for row in table(tmp_path)] == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize("left", [3, 8])
+def test_rows_that_follow_one_that_was_cut_off_are_not_joined_to_it(tmp_path, left):
+    train(RunLog(tmp_path), range(2))
+    path = tmp_path / "logs" / "version_0" / "metrics.csv"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:left] + "ä".encode()[:1])
+    log = RunLog(tmp_path, resumed=True)
+    log.rewind(6)  # nothing of what is left
+    train(log, range(2, 4))
+    assert [row["train_loss"] for row in table(tmp_path) if row["train_loss"]] == ["1.0", str(1 / 3), "0.25"]
+    assert [row["step"] for row in table(tmp_path) if row["val_loss"]] == ["2", "5", "8", "11"]
 
 
 def test_the_training_is_continued_and_not_a_validation_beside_it(tmp_path):
@@ -149,6 +172,14 @@ def test_an_epoch_alone_and_values_that_are_not_counted_are_drawn(tmp_path):
     draw_curves({"train_loss": {0: 1.0}}, tmp_path / "bare.png", "run", "unet", DICE)
     assert (tmp_path / "curves.png").is_file()
     assert (tmp_path / "bare.png").is_file()
+
+
+@pytest.mark.parametrize(("prefix", "said"), [("val_dice/", True), ("val_recall/", False), ("val_mae/", False)])
+def test_only_of_structures_the_sheet_says_that_validation_is_on_patches(tmp_path, prefix, said):
+    draw_curves(history(2, prefix), tmp_path / "curves.png", "run", "unet", DICE)
+    with Image.open(tmp_path / "curves.png") as picture:
+        foot = np.asarray(picture.convert("L"))[-40:]
+    assert (foot.max() > foot.min()) == said
 
 
 def test_the_best_epoch_counts_from_one_and_leaves_out_what_is_not_finite():

@@ -1,4 +1,6 @@
 import math
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,9 +42,10 @@ class Scripted(pl.LightningModule):
         return DataLoader(torch.ones(1, 1))
 
 
-def train(root, values, score=UP, epochs=None, ckpt_path=None, callbacks=(), **habits):
+def train(root, values, score=UP, epochs=None, ckpt_path=None, callbacks=(), min_epochs=None, **habits):
     trainer = pl.Trainer(
         default_root_dir=root,
+        min_epochs=min_epochs,
         max_epochs=epochs or len(values),
         accelerator="cpu",
         logger=False,
@@ -106,6 +109,30 @@ def test_a_run_ends_when_nothing_got_better_and_stays_ended_unless_more_patience
     assert train(tmp_path, values, patience=3, ckpt_path=tmp_path / "last.ckpt").current_epoch == 5
     assert train(tmp_path, values, patience=5, ckpt_path=tmp_path / "last.ckpt").current_epoch == 7
     assert train(tmp_path, values, ckpt_path=tmp_path / "last.ckpt").current_epoch == 8
+
+
+class Watch(pl.Callback):
+    """Remember where the run stood that `last.ckpt` holds when an epoch begins, and ask it to end in the epoch `ask`."""
+
+    def __init__(self, path, ask=None):
+        self.path, self.ask, self.steps = path, ask, []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.steps += [torch.load(self.path, weights_only=True)["global_step"]] if self.path.exists() else []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.ask, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_goes_on_for_the_least_epochs_after_its_patience_keeps_its_state_and_obeys_signals(tmp_path, put_back):
+    values, habits = [0.5, *[0.1] * 9], {"patience": 1, "min_epochs": 6, "minutes": 0}
+    watch = Watch(tmp_path / "last.ckpt")
+    assert train(tmp_path, values, callbacks=[watch], **habits).current_epoch == 6
+    assert watch.steps == [6, 12, 18, 24, 30]  # of 6 steps an epoch, though it was to end after the second
+    with pytest.raises(SystemExit):
+        train(tmp_path / "asked", values, callbacks=[Watch(tmp_path / "asked" / "last.ckpt", ask=4)], **habits)
+    assert torch.load(tmp_path / "asked" / "last.ckpt", weights_only=True)["global_step"] == 4 * 6 + 2
 
 
 # --------------------------------------------------------------------------------------------------- how much work can be lost

@@ -4,7 +4,7 @@ import torch
 from whole_scans import write_pictures
 
 from medseg_se.data.classification import ClassificationData
-from medseg_se.errors import CheckpointError
+from medseg_se.errors import CheckpointError, UsageError
 from medseg_se.networks import build_network
 from medseg_se.tasks import ClassificationTask
 
@@ -44,8 +44,8 @@ def published(tmp_path):
     return path, renamed["conv1.weight"]
 
 
-def fit(tmp_path, data, pretrained, epochs=1, ckpt_path=None):
-    task = ClassificationTask(1, 3, 2, network="resnet18", network_options=SMALL, pretrained=str(pretrained))
+def fit(tmp_path, data, pretrained, epochs=1, ckpt_path=None, **options):
+    task = ClassificationTask(1, 3, 2, network="resnet18", network_options=SMALL, pretrained=str(pretrained), **options)
     seen = Seen()
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -70,6 +70,17 @@ def test_a_run_begins_with_published_weights_and_goes_on_with_its_own(tmp_path, 
     path.unlink()  # a run that goes on does not need it
     _, again = fit(tmp_path, data, path, epochs=2, ckpt_path=str(tmp_path / "run.ckpt"))
     assert torch.equal(again, trained)
+
+
+def test_what_is_frozen_comes_from_the_published_weights(tmp_path, data, published):
+    path, _ = published
+    trainer, _ = fit(tmp_path, data, path, freeze=["stem", "encoder.0"])
+    names = [name for name, parameter in trainer.lightning_module.network.named_parameters() if not parameter.requires_grad]
+    expected = torch.load(path, weights_only=True)
+    assert torch.equal(trainer.lightning_module.network.get_parameter(names[1]), expected["bn1.weight"])
+    torch.save({name: tensor for name, tensor in expected.items() if not name.startswith("layer1.0.conv2")}, path)
+    with pytest.raises(UsageError, match=r"1 tensors of stem, encoder\.0 would stay as drawn: encoder\.0\."):
+        fit(tmp_path, data, path, freeze=["stem", "encoder.0"])
 
 
 def test_a_missing_file_of_weights_is_named(tmp_path, data):

@@ -236,6 +236,11 @@ KINDS = {
     "few validations": ({**TINY, "dropout": 0.1}, {"check_val_every_n_epoch": 2}, {}),
     "no validation": (TINY, {"limit_val_batches": 0, "accumulate_grad_batches": 5}, {}),
     "a limit of steps": ({**TINY, "ema": 0.9}, {"max_steps": 7, "max_epochs": -1}, {}),
+    "a limit of steps and validations between epochs": (
+        TINY,
+        {"max_steps": 7, "max_epochs": -1, "val_check_interval": 3, "check_val_every_n_epoch": None},
+        {},
+    ),
     "patience": (TINY, {"max_epochs": 8}, {"patience": 1}),
 }
 

@@ -130,11 +130,11 @@ def test_weights_follow_from_the_training_cases_and_stay_in_the_checkpoint(make_
     assert weights_of(task) == pytest.approx(expected, rel=1e-6)
     assert min(expected) < 0.1 < 0.9 < max(expected)
 
-    other = make_data(fold=1)
-    other.class_frequencies = lambda: pytest.fail("the checkpoint has the weights")
     again = make_task(class_weights="median_frequency")
-    make_trainer(tmp_path / "run", max_epochs=2).fit(again, other, ckpt_path=path)
+    make_trainer(tmp_path / "run", max_epochs=2).fit(again, make_data(), ckpt_path=path)
     assert weights_of(again) == weights_of(task)
+    other = make_data()
+    other.class_frequencies = lambda: pytest.fail("the checkpoint has the weights")
     later = make_task(class_weights="median_frequency")
     make_trainer(tmp_path / "run").validate(later, other, ckpt_path=path, verbose=False)
     assert weights_of(later) == weights_of(task)
@@ -155,18 +155,38 @@ def test_weights_need_data_that_tell_them(make_data, tmp_path):
         make_trainer(tmp_path / "run").fit(make_task(class_weights="median_frequency"), data.train_dataloader())
 
 
-def test_a_run_goes_on_with_the_weights_it_began_with_or_not_at_all(make_data, tmp_path):
-    _, weighted = fit(make_task(class_weights="median_frequency"), make_data(), tmp_path / "weighted")
+def test_a_run_that_goes_on_takes_the_weights_that_it_is_told_to(make_data, tmp_path):
+    _, named = fit(make_task(class_weights={"far": 5.0}), make_data(), tmp_path / "named")
     _, plain = fit(make_task(), make_data(), tmp_path / "plain")
-    with pytest.raises(CheckpointError, match="a run with `class_weights`, but got one without; set it to none"):
-        make_trainer(tmp_path, max_epochs=2).fit(make_task(class_weights="median_frequency"), make_data(), ckpt_path=plain)
+    reference = make_task(class_weights="median_frequency")
+    fit(reference, make_data(), tmp_path / "reference")
+    for path in (named, plain):
+        balanced = make_task(class_weights="median_frequency")
+        make_trainer(tmp_path, max_epochs=2).fit(balanced, make_data(), ckpt_path=path)
+        assert weights_of(balanced) == weights_of(reference)
     unweighted = make_task()
-    make_trainer(tmp_path, max_epochs=2).fit(unweighted, make_data(), ckpt_path=weighted)
+    make_trainer(tmp_path, max_epochs=2).fit(unweighted, make_data(), ckpt_path=named)
     assert unweighted.loss.loss.class_weights is None
     trainer = make_trainer(tmp_path)
     for task in (make_task(class_weights="median_frequency"), make_task(class_weights={"far": 3.0})):
         trainer.validate(task, make_data(), ckpt_path=plain, verbose=False)
     assert 0 <= float(trainer.callback_metrics["val_scan_dice"]) <= 1
+
+
+def test_structures_in_another_order_are_refused(make_data, tmp_path):
+    _, path = fit(make_task(), make_data(), tmp_path / "run")
+    turned = tmp_path / "turned.json"
+    turned.write_text(json.dumps({"labels": {"background": 0, "far": 2, "near": 1}}))
+    for what in ("fit", "validate"):
+        with pytest.raises(CheckpointError, match=r"in their order: far, near; but got near, far\. .*`--model.start_from`"):
+            getattr(make_trainer(tmp_path, max_epochs=2), what)(make_task(), make_data(structures=str(turned)), ckpt_path=path)
+
+
+@pytest.mark.parametrize(("then", "now", "advice"), [(0.0, 0.9, "set `--model.ema 0`"), (0.9, 0.0, "as then")])
+def test_an_average_that_one_of_both_has_is_said(make_data, tmp_path, then, now, advice):
+    _, path = fit(make_task(ema=then), make_data(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=advice):
+        make_trainer(tmp_path).validate(make_task(ema=now), make_data(), ckpt_path=path, verbose=False)
 
 
 # -------------------------------------------------------------------------------------------------------------------- regions

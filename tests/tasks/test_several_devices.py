@@ -1,6 +1,7 @@
 """Two processes that train together do what one would do with batches of twice the size."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from medseg_se.cli.main import main
 from medseg_se.data.phantom import write_phantoms
 from medseg_se.data.sampling import OnceSampler
+from medseg_se.tasks import SegmentationTask
 
 RECIPE = {
     "trainer": {"max_epochs": 2, "accelerator": "cpu", "precision": "32-true"},
@@ -45,7 +48,13 @@ def scores(root):
 
 @pytest.mark.parametrize("launch", ["fork", pytest.param("torchrun", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["dice and cross-entropy", pytest.param("batch normalisation", marks=pytest.mark.slow)])
-def test_two_devices_train_as_one_with_twice_the_batch(capfd, launch, kind):
+def test_two_devices_train_as_one_with_twice_the_batch(capfd, monkeypatch, launch, kind):
+    def drawn(task, cases, names, title):
+        label_maps = [case["labels"].tolist() for case in cases]
+        Path(task.trainer.default_root_dir, "drawn.json").write_text(json.dumps(dict(zip(names, label_maps, strict=True))))
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr("medseg_se.reports.training.picture_of", drawn)
     norm = ["--model.norm", "batch"] if kind == "batch normalisation" else []
     command = ["fit", "--config", "recipe.yaml", *norm]
     assert main([*command, "--data.batch_size", "2", "--trainer.default_root_dir", "one"]) == 0
@@ -62,10 +71,28 @@ def test_two_devices_train_as_one_with_twice_the_batch(capfd, launch, kind):
     one, two = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("one", "two"))
     assert one["global_step"] == two["global_step"] == 4
     assert sorted(path.name for path in Path("two/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    if launch == "fork":  # pictures have the names of the cases that the first device judges, the first and the third
+        first, second = (json.loads(Path(name, "drawn.json").read_text()) for name in ("one", "two"))
+        assert list(second) == list(first)[::2]
+        assert all(first[name] == label_map for name, label_map in second.items())
     if kind == "batch normalisation":  # each device has its own statistics, so only the run itself is tested
         return
     torch.testing.assert_close(two["state_dict"], one["state_dict"], rtol=0, atol=1e-6)
     torch.testing.assert_close(scores("two"), scores("one"), rtol=0, atol=1e-6, equal_nan=True)
+
+
+def test_a_loss_that_is_not_finite_on_one_device_ends_all(monkeypatch, capfd):
+    def spoil(self, batch, batch_idx):
+        if self.global_rank == 1 and self.global_step == 3:
+            batch["image"].fill_(float("nan"))
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_start", spoil)
+    devices = ["--trainer.default_root_dir", "two", "--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
+    assert main(["fit", "--config", "recipe.yaml", *devices]) == 2
+    messages = capfd.readouterr().err
+    assert messages.splitlines()[-1].startswith("medseg-se: error: The loss became nan at step 3. Lower `lr`")
+    assert "Traceback" not in messages
+    assert torch.load("two/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 5])

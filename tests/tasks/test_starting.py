@@ -296,12 +296,11 @@ def test_weights_of_another_network_are_refused(tmp_path, make_data, old, option
 # ------------------------------------------------------------------------------------------------------------- what is frozen
 
 
-def test_what_is_frozen_stays_to_the_last_bit_and_the_rest_learns(tmp_path, make_data):
+def test_what_is_frozen_stays_to_the_last_bit_and_the_rest_learns(tmp_path, make_data, old):
     options = {"norm": "batch", "attention": "scse", "dropout": 0.5}
     data = make_data()
-    task = task_for(data, freeze=["encoder", "decoder.0"], **options)
-    before = weights(task)
-    fit(task, data, tmp_path / "run")
+    task = task_for(data, freeze=["encoder", "decoder.0"], start_from=str(old(**options)), **options)
+    before = fit(task, data, tmp_path / "run").weights
     after = weights(task)
     for name, value in before.items():
         frozen = name.startswith(("encoder.", "decoder.0."))
@@ -343,6 +342,13 @@ def test_what_is_frozen_must_come_from_the_checkpoint(tmp_path, make_data, old, 
     data = make_data("new", channels=options.pop("data", ("T1",)))
     with pytest.raises(UsageError, match=r"what does not learn to come from the checkpoint whole.*encoder\.0.*Freeze less"):
         begin(data, path, tmp_path / "new", freeze=["encoder"], **options)
+
+
+def test_what_was_drawn_at_random_is_not_frozen(tmp_path, make_data):
+    data = make_data()
+    complaint = r"Expected `freeze` for weights that come from elsewhere, but \d+ tensors of encoder would stay as drawn"
+    with pytest.raises(UsageError, match=complaint):
+        fit(task_for(data, freeze=["encoder"]), data, tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------------------------------------- learning rates
@@ -394,6 +400,30 @@ def test_the_schedule_scales_every_group_and_a_run_that_goes_on_needs_no_file_an
     pl.seed_everything(0)
     fit(again, data, tmp_path / "second", epochs=2, ckpt_path=tmp_path / "half.ckpt")
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimizer", "adamw"),
+        ("lr", 0.5),
+        ("weight_decay", 0.1),
+        ("momentum", 0.5),
+        ("freeze", ["decoder"]),
+        ("lr_factors", {"encoder": 0.2, "head": 2.0}),
+        ("lr_factors", {"head": 2.0, "encoder": 0.1}),
+        ("lr_factors", None),
+    ],
+)
+def test_a_run_does_not_go_on_with_options_that_it_would_not_take_up(tmp_path, make_data, name, value):
+    data = make_data()
+    options = {"optimizer": "sgd", "lr": 0.004, "lr_factors": {"encoder": 0.1, "head": 2.0}}
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.strategy.connect(task_for(data, **options))
+    path = tmp_path / "begun.ckpt"
+    trainer.save_checkpoint(path, weights_only=True)
+    with pytest.raises(UsageError, match=rf"Expected `{name}` to be .* as in the run that goes on, but got .*start_from"):
+        fit(task_for(data, **{**options, name: value}), data, tmp_path / "run", ckpt_path=path)
 
 
 def test_groups_survive_choices_that_are_made(tmp_path, make_data):
