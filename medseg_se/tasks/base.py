@@ -26,14 +26,13 @@ from medseg_se.networks import build_network
 from medseg_se.networks.base import Kind
 from medseg_se.tasks.averaging import AveragedNetwork
 from medseg_se.tasks.compiling import Compiled
-from medseg_se.tasks.schedules import Schedule, learning_rate_factor
+from medseg_se.tasks.optimisation import Optimisation
 from medseg_se.tasks.starting import Start, check_same_fold, say_seen, with_earlier_scans
 from medseg_se.version import CHECKPOINT_FORMAT, __version__
 
 Option = int | float | bool | str | None | list[str]
 AttentionOptions = dict[str, Option | dict[str, Option | dict[str, Option]]]
 NetworkOptions = dict[str, Option | list[int] | list[list[int]] | list[list[list[int]]]]
-OptimizerName = Literal["adamw", "sgd"]
 Stage = Literal["val", "test"]
 _FIXED = ("optimizer", "lr", "weight_decay", "momentum", "freeze", "lr_factors")  # as long as a run goes on
 
@@ -58,66 +57,6 @@ class Score:
         if not found:
             return None
         return max(found) if self.mode == "max" else min(found)
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """How weights are optimised.
-
-    Attributes:
-        optimizer: "adamw" or "sgd".
-        lr: Highest learning rate.
-        weight_decay: Weight decay.
-        schedule: "cosine", "poly", "steps" or "constant"; it ends with the run, be that `max_epochs` or `max_time`.
-        warmup: Share of the run during which the learning rate rises.
-        discretise_after: Share of the run after which learnt choices of attention become final; never if None.
-        momentum: Nesterov momentum of "sgd".
-        ema: Decay of the running average of the weights; 0 for none.
-
-    Raises:
-        UsageError: A value that makes no sense.
-    """
-
-    optimizer: OptimizerName
-    lr: float
-    weight_decay: float
-    schedule: Schedule
-    warmup: float
-    discretise_after: float | None
-    momentum: float = 0.99
-    ema: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in ("adamw", "sgd"):
-            raise UsageError(f"Expected `optimizer` to be adamw or sgd, but got {self.optimizer!r}.")
-        if self.lr <= 0:
-            raise UsageError(f"Expected `lr` to be positive, but got {self.lr}.")
-        if self.weight_decay < 0:
-            raise UsageError(f"Expected `weight_decay` to be at least 0, but got {self.weight_decay}.")
-        if not 0 <= self.warmup < 1:
-            raise UsageError(f"Expected `warmup` to be at least 0 and below 1, but got {self.warmup}.")
-        if self.discretise_after is not None and not 0 < self.discretise_after < 1:
-            raise UsageError(f"Expected `discretise_after` to lie between 0 and 1, but got {self.discretise_after}.")
-        for name, value in (("momentum", self.momentum), ("ema", self.ema)):
-            if not 0 <= value < 1:
-                raise UsageError(f"Expected `{name}` to be at least 0 and below 1, but got {value}.")
-        self.factor(0.0)
-
-    @property
-    def follows_the_run(self) -> bool:
-        """Whether anything depends on the share of the run that is over."""
-        return self.schedule != "constant" or self.warmup > 0 or self.discretise_after is not None
-
-    def factor(self, done: float) -> float:
-        """Return the factor on the learning rate when the share `done` of the run is over."""
-        return learning_rate_factor(self.schedule, done, self.warmup)
-
-    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return the optimiser of these groups of parameters, some of which have a learning rate of their own."""
-        if self.optimizer == "adamw":
-            return torch.optim.AdamW(groups, self.lr, weight_decay=self.weight_decay)
-        nesterov = self.momentum > 0
-        return torch.optim.SGD(groups, self.lr, self.momentum, nesterov=nesterov, weight_decay=self.weight_decay)
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from medseg_se.errors import UsageError
 from medseg_se.metrics.whole_scan import pearson
-from medseg_se.tasks.base import AttentionOptions, NetworkOptions, Optimisation, OptimizerName, Score, Stage, given
+from medseg_se.tasks.base import AttentionOptions, NetworkOptions, Score, Stage, given
+from medseg_se.tasks.optimisation import Optimisation, OptimizerName
 from medseg_se.tasks.schedules import Schedule
 from medseg_se.tasks.starting import Start
 from medseg_se.tasks.whole_scan import WholeScanTask

@@ -20,8 +20,9 @@ from medseg_se.errors import CheckpointError, UsageError
 from medseg_se.losses import DeepSupervisionLoss, DiceBCERegionsLoss, build_loss
 from medseg_se.metrics.overlap import confusion, dice_from_confusion
 from medseg_se.structures import BACKGROUND_NAMES, IGNORE, Structures
-from medseg_se.tasks.base import AttentionOptions, NetworkOptions, Optimisation, OptimizerName, Score, Stage, Task, given
+from medseg_se.tasks.base import AttentionOptions, NetworkOptions, Score, Stage, Task, given
 from medseg_se.tasks.class_weights import ClassWeights, check_class_weights, find_class_weights
+from medseg_se.tasks.optimisation import Optimisation, OptimizerName
 from medseg_se.tasks.schedules import Schedule
 from medseg_se.tasks.starting import Start
 

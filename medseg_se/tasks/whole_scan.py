@@ -10,7 +10,8 @@ from torch import Tensor
 from torchmetrics import CatMetric
 
 from medseg_se.networks.pretrained import load_pretrained
-from medseg_se.tasks.base import Optimisation, Stage, Task
+from medseg_se.tasks.base import Stage, Task
+from medseg_se.tasks.optimisation import Optimisation
 from medseg_se.tasks.starting import Start
 
 
