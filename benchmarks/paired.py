@@ -24,7 +24,8 @@ def main() -> None:
     arguments = parser.parse_args()
     ours, theirs = read(arguments.ours), read(arguments.theirs)
     if set(ours) != set(theirs):
-        raise SystemExit(f"Expected the same cases, but these are in one table only: {sorted(set(ours) ^ set(theirs))}")
+        apart = sorted(set(ours) ^ set(theirs))
+        raise SystemExit(f"Expected the same cases, but {len(apart)} are in one table only: {', '.join(apart[:5])} …")
     pairs = np.array([(ours[case], theirs[case]) for case in sorted(ours)])
     difference = pairs[:, 0] - pairs[:, 1]
     rng = np.random.default_rng(0)
