@@ -3,7 +3,7 @@
 The U-Net as `medseg-se fit` trains it (bfloat16 where the CPU has it; eager and compiled, in both layouts) beside nnU-Net 2's
 PlainConvUNet of the same levels as nnU-Net trains it on a CPU (float32, eager): network with deep supervision, loss, gradients,
 clipping and the optimiser's step, on the same random patches. It needs nnunetv2 and its packages installed; without them ours
-are timed alone.
+are timed alone. Each runs in a process of its own, ours with the memory that `medseg-se fit` lets a process keep.
 
 Variants take turns, and each ratio is the median of the ratios within a round. `--output FILE` also writes JSON.
 """
@@ -13,16 +13,19 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-from collections.abc import Callable
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from medseg_se.analysis.timing import time_in_turns
+from medseg_se.analysis.timing import Timing
 from medseg_se.hardware import has_bfloat16, keep_freed_memory
 from medseg_se.losses import DeepSupervisionLoss, DiceCELoss
 from medseg_se.networks import UNet
@@ -46,9 +49,6 @@ class Step:
     def __post_init__(self) -> None:
         self.network.train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), 1e-2, 0.99, weight_decay=3e-5, nesterov=True)
-
-    def prepare(self) -> None:
-        """Nothing to do."""
 
     def forward(self) -> Tensor:
         """Return the loss."""
@@ -104,6 +104,32 @@ def nnunets(patches: Tensor, labels: Tensor) -> Step | None:
     return Step(network, lambda outputs: loss(outputs, targets), patches, bfloat16=False)
 
 
+VARIANTS: dict[str, Callable[[Tensor, Tensor], Step | None]] = {
+    "nnU-Net, float32": nnunets,
+    "ours, float32": lambda patches, labels: ours(patches, labels, bfloat16=False, compiled=False),
+    "ours, bfloat16": lambda patches, labels: ours(patches, labels, bfloat16=True, compiled=False),
+    "ours, bfloat16, channels-last": lambda patches, labels: ours(patches, labels, True, False, channels_last=True),
+    "ours, bfloat16, compiled": lambda patches, labels: ours(patches, labels, bfloat16=True, compiled=True),
+    "ours, bfloat16, compiled, channels-last": lambda patches, labels: ours(patches, labels, True, True, channels_last=True),
+}
+
+
+def serve(name: str, batch: int, patch: Sequence[int], turn: Connection) -> None:
+    """Take a step whenever asked to, and answer with the seconds; with None at first if this variant is not to be had."""
+    if name.startswith("ours"):
+        keep_freed_memory()
+    torch.manual_seed(0)
+    patches, labels = torch.randn(batch, 1, *patch), torch.randint(0, CLASSES, (batch, *patch))
+    step = VARIANTS[name](patches, labels)
+    if step is not None:
+        step()
+    turn.send(None if step is None else 0.0)
+    while step is not None and turn.recv():
+        start = time.perf_counter()
+        step()
+        turn.send(time.perf_counter() - start)
+
+
 def main() -> None:
     """Time them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,33 +138,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each step is timed")
     parser.add_argument("--output", type=Path, help="JSON file to write everything to, too")
     arguments = parser.parse_args()
-    keep_freed_memory()
-    torch.manual_seed(0)
-    patches = torch.randn(arguments.batch, 1, *arguments.patch)
-    labels = torch.randint(0, CLASSES, (arguments.batch, *arguments.patch))
-    runs: dict[str, Step] = {}
-    peer = nnunets(patches, labels)
-    if peer is not None:
-        runs["nnU-Net, float32"] = peer
-    runs["ours, float32"] = ours(patches, labels, bfloat16=False, compiled=False)
-    if has_bfloat16(CPU):
-        runs["ours, bfloat16"] = ours(patches, labels, bfloat16=True, compiled=False)
-        runs["ours, bfloat16, channels-last"] = ours(patches, labels, bfloat16=True, compiled=False, channels_last=True)
-        runs["ours, bfloat16, compiled"] = ours(patches, labels, bfloat16=True, compiled=True)
-        last = ours(patches, labels, bfloat16=True, compiled=True, channels_last=True)
-        runs["ours, bfloat16, compiled, channels-last"] = last
-    for run in runs.values():
-        run()
-
-    def failed(name: str, error: Exception) -> None:
-        raise RuntimeError(name) from error
-
-    seconds = time_in_turns(runs, arguments.rounds, CPU, failed, progress=True)
+    context = multiprocessing.get_context("spawn")
+    turns: dict[str, Connection] = {}
+    for name in VARIANTS:
+        if "bfloat16" in name and not has_bfloat16(CPU):
+            continue
+        here, there = context.Pipe()
+        context.Process(target=serve, args=(name, arguments.batch, arguments.patch, there), daemon=True).start()
+        if here.recv() is not None:
+            turns[name] = here
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(arguments.rounds):
+        for name, turn in turns.items():
+            turn.send(True)
+            seconds[name].append(turn.recv())
+    for turn in turns.values():
+        turn.send(False)
     print(f"{arguments.batch} patches of {arguments.patch}, levels {CHANNELS}, {torch.get_num_threads()} threads")
-    first = next(iter(runs))
+    first = next(iter(turns))
     found = {}
-    for name, timing in seconds.items():
-        ratio = seconds[first].over(timing)
+    for name, values in seconds.items():
+        timing, reference = Timing(tuple(values)), Timing(tuple(seconds[first]))
+        ratio = reference.over(timing)
         low, high = ratio.quartiles
         print(f"  {name:<40} {timing.median:7.3f} s   {ratio.median:.2f} times as fast as {first} ({low:.2f} to {high:.2f})")
         found[name] = {"s": timing.to_dict(), "times_as_fast": ratio.to_dict()}
