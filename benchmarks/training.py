@@ -1,6 +1,6 @@
 """How long a training step takes: `python benchmarks/training.py [--batch 9] [--patch 40 56 40] [--rounds 5]`.
 
-The U-Net as `medseg-se fit` trains it (bfloat16 where the CPU has it; eager and compiled, in both layouts) beside nnU-Net 2's
+The U-Net as `medseg-se fit` trains it (bfloat16 where the CPU has it; eager and compiled) beside nnU-Net 2's
 PlainConvUNet of the same levels as nnU-Net trains it on a CPU (float32, eager): network with deep supervision, loss, gradients,
 clipping and the optimiser's step, on the same random patches. It needs nnunetv2 and its packages installed; without them ours
 are timed alone. Each runs in a process of its own, ours with the memory that `medseg-se fit` lets a process keep.
@@ -66,14 +66,9 @@ class Step:
         return loss.item()
 
 
-def ours(patches: Tensor, labels: Tensor, bfloat16: bool, compiled: bool, channels_last: bool = False) -> Step:
+def ours(patches: Tensor, labels: Tensor, bfloat16: bool, compiled: bool) -> Step:
     """Return a step of our U-Net with our loss."""
     network = UNet(1, CLASSES, 3, channels=CHANNELS, conv_bias=True, deep_supervision=True)
-    if channels_last:
-        network, patches = (
-            network.to(memory_format=torch.channels_last_3d),
-            patches.contiguous(memory_format=torch.channels_last_3d),
-        )
     loss = DeepSupervisionLoss(DiceCELoss())
     step = Step(network, lambda outputs: loss(outputs, labels), patches, bfloat16)
     if compiled:
@@ -108,9 +103,7 @@ VARIANTS: dict[str, Callable[[Tensor, Tensor], Step | None]] = {
     "nnU-Net, float32": nnunets,
     "ours, float32": lambda patches, labels: ours(patches, labels, bfloat16=False, compiled=False),
     "ours, bfloat16": lambda patches, labels: ours(patches, labels, bfloat16=True, compiled=False),
-    "ours, bfloat16, channels-last": lambda patches, labels: ours(patches, labels, True, False, channels_last=True),
     "ours, bfloat16, compiled": lambda patches, labels: ours(patches, labels, bfloat16=True, compiled=True),
-    "ours, bfloat16, compiled, channels-last": lambda patches, labels: ours(patches, labels, True, True, channels_last=True),
 }
 
 

@@ -117,14 +117,19 @@ def average_pool(spatial_dims: int, stride: Size) -> nn.Module:
 
 
 class QuickConv3d(nn.Conv3d):
-    """A convolution of (N, C, D, H, W) that takes the quick path for single small maps on CPUs, too.
+    """A convolution of (N, C, D, H, W) that takes the quick path for single small maps on CPUs, too, and a right one always.
 
     PyTorch sends float32 maps of one sample with N·C·D·H up to 20,480 to a loop that is up to thirty times slower than oneDNN,
-    which is there for all others (measured in `benchmarks/networks.py`).
+    which is there for all others (measured in `benchmarks/networks.py`). And its gradients of channels-last kernels in bfloat16
+    read memory that was never written where there are few channels (PyTorch 2.13, oneDNN), so these learn in the ordinary
+    layout.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve."""
+        if self._gradient_is_wrong(input):
+            convolved: Tensor = self._conv_forward(input.contiguous(), self.weight.contiguous(), self.bias)
+            return convolved
         if (
             len(input) != 1
             or input.device.type != "cpu"
@@ -137,6 +142,16 @@ class QuickConv3d(nn.Conv3d):
             return super().forward(input)
         padding = cast("tuple[int, ...]", self.padding)
         return torch.mkldnn_convolution(input, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
+
+    def _gradient_is_wrong(self, input: Tensor) -> bool:
+        """Tell whether gradients in bfloat16 are wanted of maps or kernels in another layout than the ordinary one."""
+        return (
+            torch.is_grad_enabled()
+            and input.device.type == "cpu"
+            and (input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
+            and not (input.is_contiguous() and self.weight.is_contiguous())
+            and not is_recorded(input)
+        )
 
 
 class AveragePool3d(nn.AvgPool3d):

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -231,3 +232,19 @@ def test_weights_in_the_layout_of_maps_keep_their_values(dims):
 class Layout(torch.nn.Module):
     def forward(self, x):
         return fast_layout(x) * 2
+
+
+def test_gradients_in_bfloat16_are_the_same_in_both_layouts():
+    torch.manual_seed(0)
+    plain = conv(3, 2, 4, bias=False)
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d)
+    x = torch.randn(2, 2, 2, 2, 2)
+    for _ in range(50):
+        freed = torch.full((4, 2, 3, 3, 3), float("nan"))  # what a gradient that is not written whole would be made of
+        del freed
+        for layer, scan in ((plain, x), (last, x.to(memory_format=torch.channels_last_3d))):
+            layer.weight.grad = None
+            with torch.autocast("cpu", torch.bfloat16):
+                answer = layer(scan)
+            answer.float().square().sum().backward()
+        torch.testing.assert_close(last.weight.grad, plain.weight.grad, rtol=0, atol=0)
