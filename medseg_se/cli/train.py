@@ -22,7 +22,6 @@ from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -41,6 +40,7 @@ from medseg_se.tasks import ClassificationTask, RegressionTask, SegmentationTask
 from medseg_se.tasks.base import Stage, Task
 from medseg_se.tasks.callbacks import TrainingProgress, trainer_defaults
 from medseg_se.tasks.checkpoints import CheckpointHabits, keeper_of_the_best
+from medseg_se.tasks.interruption import is_first_process
 
 TASKS = (SegmentationTask, ClassificationTask, RegressionTask)
 DATA = (SegmentationData, ClassificationData, RegressionData)
@@ -135,7 +135,7 @@ class TrainingCLI(LightningCLI):
     def _guard_run(self, resume: str | None) -> None:
         """Refuse to write beside a run that is going on, and to overwrite an earlier one, given the checkpoint to continue."""
         last = self.last
-        if rank_zero_only.rank in (0, None):  # the others are of the same run
+        if is_first_process():  # the others are of the same run
             self.held.enter_context(alone(last.parent.parent / ".lock"))
         of_this_run = resume and Path(resume).resolve().parent == last.parent.resolve()
         if last.exists() and not of_this_run:
@@ -248,7 +248,7 @@ def _run(arguments: list[str]) -> int:
         TrainingCLI(arguments)
     except SystemExit as stop:  # Lightning's way out: with code 1 after Ctrl-C, by an exception of its own after SIGTERM
         if stop.code == 1 or isinstance(stop, SIGTERMException):
-            if rank_zero_only.rank in (0, None):
+            if is_first_process():
                 print(_how_to_continue(arguments), file=sys.stderr)
             return 130
         return int(stop.code or 0)

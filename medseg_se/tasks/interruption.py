@@ -51,7 +51,12 @@ class StopSignals:
             if self._pressed is not None and now - self._pressed > _TWICE:
                 raise KeyboardInterrupt
             self._pressed = now if self._pressed is None else self._pressed
-        if not self.wanted and rank_zero_only.rank in (0, None):
+        if not self.wanted and is_first_process():
             # Not `print`, which may be at work on a line when the signal arrives.
             os.write(2, b"\nThe run ends after this step and keeps its state; another Ctrl-C ends it at once.\n")
         self.wanted = True
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the process of a run that speaks for all, also before there is a trainer to ask."""
+    return rank_zero_only.rank in (0, None)
