@@ -245,15 +245,19 @@ class Task(pl.LightningModule, ABC):
         steps = trainer.estimated_stepping_batches
         by_steps = self.global_step / steps if 0 < steps < math.inf else 0.0
         by_clock = 0.0
-        for callback in trainer.callbacks:
-            if isinstance(callback, pl.callbacks.Timer) and (left := callback.time_remaining("train")) is not None:
-                spent = callback.time_elapsed("train")
+        for timer in self._timers():
+            if (left := timer.time_remaining("train")) is not None:
+                spent = timer.time_elapsed("train")
                 by_clock = spent / max(1e-9, spent + left)
         return min(1.0, max(by_steps, by_clock))
 
+    def _timers(self) -> list[Any]:
+        return [callback for callback in self.trainer.callbacks if isinstance(callback, pl.callbacks.Timer)]
+
     def _done_everywhere(self) -> float:
-        """Return the share of the run that is over by the first device's clock, so that all have the same learning rate."""
-        return float(self.trainer.strategy.broadcast(self.done())) if self._trainer is not None else self.done()
+        """Return the share of the run that is over, where a clock tells it by the first device's: all have the same rate."""
+        done = self.done()
+        return done if self._trainer is None or not self._timers() else float(self.trainer.strategy.broadcast(done))
 
     def _on_any_device(self, decision: bool) -> bool:
         """Tell whether any device decides so, and thus all do; one that went its own way would leave the others waiting."""
