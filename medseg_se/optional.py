@@ -7,7 +7,21 @@ from typing import Any
 
 from medseg_se.errors import UsageError
 
-EXTRA_OF = {"blosc2": "fast", "einops": "monai", "h5py": "mat", "jinja2": "report", "matplotlib": "report"}
+EXTRA_OF = {
+    "blosc2": "fast",
+    "einops": "monai",
+    "h5py": "mat",
+    "highdicom": "dicom",
+    "jinja2": "report",
+    "matplotlib": "report",
+    "nncf": "int8",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "openvino": "cpu",
+    "pydicom": "dicom",
+    "ray": "ray",
+}
 
 
 def load_optional(module: str) -> Any:

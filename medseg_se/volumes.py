@@ -6,10 +6,11 @@ Axes are those of the file until `reorient` says otherwise; world coordinates ar
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, cast
 
 import nibabel as nib
 import numpy as np
@@ -143,7 +144,8 @@ def reorient(volume: Volume, orientation: str) -> Volume:
     """Permute and flip the axes so that they point to `orientation`, for example "RAS"; voxels keep their world place."""
     check_orientation(orientation)
     change = ornt_transform(io_orientation(volume.affine), axcodes2ornt(tuple(orientation.upper())))
-    array = np.stack([apply_orientation(channel, change) for channel in volume.array])
+    channels = [apply_orientation(channel, change) for channel in volume.array]
+    array = channels[0][None] if len(channels) == 1 else np.stack(channels)  # a view, where one channel is all
     affine = volume.affine @ inv_ornt_aff(change, volume.shape)
     return replace(volume, array=np.ascontiguousarray(array), affine=affine, header=None)
 
@@ -237,21 +239,56 @@ def write_volume(volume: Volume, path: Path | str, like: Volume | None = None) -
         raise UsageError(f"Expected an output name ending in .nii or .nii.gz, but got {path}.")
     if volume.array.dtype.name not in _WRITABLE:
         raise UsageError(f"Expected voxels of a type that NIfTI holds ({', '.join(_WRITABLE)}), but got {volume.array.dtype}.")
-    array = volume.array[0] if volume.array.shape[0] == 1 else np.moveaxis(volume.array, 0, 3)
-    image = nib.Nifti1Image(array, volume.affine, dtype=array.dtype)
-    image.header.set_xyzt_units("mm")
     if like is not None and (difference := volume.same_grid(like)):
         raise DataError(f"Expected a result on the grid of {like.path}, but got another one: {difference}.")
-    content = image.to_bytes()
-    if like is not None and like.header is not None:
-        # After nibabel is done: it would write its own forms over those that do not match the affine to the last digit.
-        header = nib.Nifti1Header(content[: nib.Nifti1Header.sizeof_hdr])
-        _keep_geometry(header, like.header)
-        content = header.binaryblock + content[header.sizeof_hdr :]
+    header = _header(volume.affine, volume.shape, len(volume.array), volume.array.dtype, like)
+    array = volume.array[0] if volume.array.shape[0] == 1 else np.moveaxis(volume.array, 0, 3)
+    content = header + array.tobytes(order="F")
     with atomic_write(path) as stream:
         if path.name.lower().endswith(".gz"):
             content = gzip.compress(content, compresslevel=4, mtime=0)
         stream.write(content)
+
+
+def write_blocks(path: Path | str, like: Volume, channels: int, dtype: np.dtype[Any], blocks: Iterable[bytes]) -> None:
+    """Write channels on the grid of `like` as NIfTI-1, atomically, as `write_volume` does, without holding them in memory.
+
+    Args:
+        path: A name ending in `.nii` or `.nii.gz`.
+        like: A volume on the same grid, whose header is kept if it has one.
+        channels: How many there are.
+        dtype: Type of the voxels.
+        blocks: Their bytes in the order of the file: the first axis fastest, one channel after another.
+
+    Raises:
+        OutputError: The folder is not writable or the disk is full; no partial file stays.
+    """
+    path = Path(path)
+    header = _header(like.affine, like.shape, channels, dtype, like)
+    with atomic_write(path) as raw, ExitStack() as stack:
+        stream: IO[bytes] = raw
+        if path.name.lower().endswith(".gz"):
+            zipped = gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=raw, mtime=0)
+            stream = cast(IO[bytes], stack.enter_context(zipped))
+        stream.write(header)
+        for block in blocks:
+            stream.write(block)
+
+
+def _header(
+    affine: npt.NDArray[np.float64], shape: tuple[int, int, int], channels: int, dtype: np.dtype[Any], like: Volume | None
+) -> bytes:
+    """Return what stands before the voxels in the file."""
+    whole = shape if channels == 1 else (*shape, channels)
+    image = nib.Nifti1Image(np.broadcast_to(np.zeros((), dtype), whole), affine, dtype=dtype)
+    image.header.set_xyzt_units("mm")
+    image.update_header()
+    header = image.header.copy()
+    header["vox_offset"], header["scl_slope"], header["scl_inter"] = header.sizeof_hdr + 4, 1, 0
+    if like is not None and like.header is not None:
+        # After nibabel is done: it would write its own forms over those that do not match the affine to the last digit.
+        _keep_geometry(header, like.header)
+    return bytes(header.binaryblock) + bytes(4)
 
 
 _WRITABLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")

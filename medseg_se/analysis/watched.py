@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -15,7 +15,10 @@ from medseg_se.analysis.gate_statistics import GateStatistics, GateSummary
 from medseg_se.analysis.gates import InsertionPoint, Recorder, Seen, enlarged, gate_maps, is_channel_gate
 from medseg_se.errors import DataError, UsageError
 from medseg_se.hardware import free_memory
-from medseg_se.inference.model import Model, Precision, Prediction
+from medseg_se.inference.answering import Prediction
+from medseg_se.inference.engines.base import EngineName
+from medseg_se.inference.model import Model, Precision
+from medseg_se.inference.settings import Settings
 from medseg_se.volumes import Volume
 
 
@@ -46,16 +49,28 @@ class WatchedModel(Model):
     """
 
     recording: Recording
+    _blended: Tensor
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "auto", precision: Precision = "fp32") -> WatchedModel:
+    def load(
+        cls,
+        path: Path | str,
+        device: str = "auto",
+        precision: Precision = "fp32",
+        engine: EngineName = "torch",
+        calibration: Sequence[Path | str] = (),
+        least_dice: float = 0.99,
+    ) -> WatchedModel:
         """Load a checkpoint as `Model.load` does.
 
         Raises:
             CheckpointError: As `Model.load`.
-            UsageError: As `Model.load`, or the network has no attention block to look at.
+            UsageError: As `Model.load`, the network has no attention block to look at, or it is another one than the network
+                itself that would compute.
         """
-        model = cast(WatchedModel, super().load(path, device, precision))
+        if (engine, precision) != ("torch", "fp32"):
+            raise UsageError(f"Expected the engine torch in fp32, whose inside can be seen, but got {engine} in {precision}.")
+        model = cast(WatchedModel, super().load(path, device, precision, engine, calibration, least_dice))
         if not Recorder(model.network).blocks:
             raise UsageError(
                 f"Expected a network with attention, but that of {path} has none: there is nothing to inspect. Train one with "
@@ -64,31 +79,27 @@ class WatchedModel(Model):
         return model
 
     def watch(self, image: Volume, overlap: float = 0.5) -> tuple[Prediction, Recording]:
-        """Segment a scan (C, I, J, K) as `predict` does, and return what happened too.
+        """Segment a scan (C, I, J, K) as `predict` does, and return what happened too. Not for several threads at a time.
+
+        The gates' maps ride along as further classes, so that they are tiled and blended exactly as the logits are.
 
         Raises:
             DataError: As `predict`, or there is not enough memory for the maps of the gates.
         """
-        return self.predict(image, overlap), self.recording
-
-    def logits(self, image: Tensor, overlap: float = 0.5) -> Tensor:
-        """Return the logits (classes, I, J, K) of a prepared scan (C, I, J, K), and keep the `recording`.
-
-        The gates' maps ride along as further classes, so that they are tiled and blended exactly as the logits are.
-        """
-        network, classes = self.network, self.maps
-        missing = [max(0, size - have) for size, have in zip(self.tile, image.shape[1:], strict=True)]
+        ready = self.prepare(image)
+        network = self.network
+        missing = [max(0, size - have) for size, have in zip(self.tile, ready.image.shape[1:], strict=True)]
         inside = [slice(m // 2, size - (m - m // 2)) for m, size in zip(missing, self.tile, strict=True)]
         if self.flat_axis is not None:
             del inside[self.flat_axis]
         with Recorder(network) as recorder:
-            self._check_room(image, len(recorder.blocks))
+            self._check_room(ready.image, len(recorder.blocks))
             self.network = watched = _Watched(network, recorder, inside)
             try:
-                blended = super().logits(image, overlap)
+                prediction = self.answer(ready, Settings(overlap, skip="none"))
             finally:
                 self.network = network
-        maps = dict(zip(watched.names, blended[classes:].cpu(), strict=True))
+        maps = dict(zip(watched.names, self._blended, strict=True))
         statistics = {
             point.name: {kind: summary.result() for kind, summary in watched.summaries[point.path].items()}
             for point in watched.points
@@ -97,7 +108,15 @@ class WatchedModel(Model):
         if self.flat_axis is not None:
             stride.insert(self.flat_axis, 1)
         self.recording = Recording(tuple(watched.points), statistics, maps, (stride[0], stride[1], stride[2]))
-        return blended[:classes]
+        return prediction, self.recording
+
+    def watched(self, slabs: Iterator[Tensor], axis: int, reverse: bool) -> Iterator[Tensor]:
+        """Take the maps of the gates from slabs (A, B, classes + maps), and yield the logits."""
+        gathered = []
+        for slab in slabs:
+            gathered.append(slab[..., self.maps :].cpu().permute(2, 0, 1))
+            yield slab[..., : self.maps]
+        self._blended = torch.stack(gathered[::-1] if reverse else gathered, dim=axis + 1)
 
     def _check_room(self, image: Tensor, blocks: int) -> None:
         """Refuse a scan whose maps, about one a block, exceed the memory."""

@@ -42,9 +42,10 @@ def inspect(
 
     from medseg_se.analysis.inspection import check_folder, inspect_scan
     from medseg_se.analysis.watched import WatchedModel
-    from medseg_se.data.scan import read_channels, read_truth
+    from medseg_se.data.scan import read_truth
     from medseg_se.hardware import keep_freed_memory
     from medseg_se.inference.inputs import find_cases
+    from medseg_se.inference.reading import read_scan
     from medseg_se.inference.tiling import check_overlap
     from medseg_se.optional import load_optional
     from medseg_se.reports.gates import gates_page
@@ -59,7 +60,7 @@ def inspect(
     if len(found) != 1:
         raise UsageError(f"Expected one scan, but {', '.join(scan)} names {len(found)}. Inspect them one by one.")
     case = found[0] if label is None else replace(found[0], label=Path(label))
-    image = read_channels(case.images, len(model.channels))
+    image = read_scan(case, len(model.channels))
     truth = None if case.label is None else read_truth(case, model.structures, image)
     result = inspect_scan(model, image, truth, overlap, patches, seed, progress=True)
     result.write_maps(folder)

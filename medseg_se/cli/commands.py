@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from json import dumps as dump_json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from medseg_se.cli.attention import cost, inspect
+from medseg_se.cli.export import export
 from medseg_se.cli.networks import networks
 from medseg_se.cli.planning import plan
-from medseg_se.errors import UsageError
+from medseg_se.cli.prediction import predict
 
-__all__ = ["check", "configs", "cost", "cv", "demo", "evaluate", "inspect", "networks", "plan", "predict"]
+__all__ = ["check", "configs", "cost", "cv", "demo", "evaluate", "export", "inspect", "networks", "plan", "predict"]
 
 if TYPE_CHECKING:
     from medseg_se.evaluation.result import Evaluation
@@ -72,77 +73,6 @@ def cv(
     from medseg_se.cli.cross_validation import run_cross_validation
 
     return run_cross_validation(configs, training, Path(output), folds, source, devices, jobs)
-
-
-def predict(
-    checkpoint: str,
-    inputs: list[str],
-    *,
-    output: str,
-    weights: str | None = None,
-    cases: Literal["all", "validation", "unseen"] = "all",
-    device: str = "auto",
-    precision: Literal["fp32", "bf16"] = "fp32",
-    overlap: float = 0.5,
-    probabilities: bool = False,
-    raw: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-) -> int:
-    """Segment scans with a checkpoint; each result lies on its scan's own grid with the dataset's label values.
-
-    Several checkpoints answer together, by the weighted mean of their probabilities: `predict a.ckpt b.ckpt SCANS`, or
-    `predict FOLDER SCANS` with all in a folder, such as that of `medseg-se cv`. Finished cases are skipped on a rerun; a broken
-    case is reported and the rest go on. Exit code 1 if any failed.
-
-    Of all folds of a cross-validation together, no case is a validation case: some were trained on it. What each fold says of
-    its own validation cases, `medseg-se cv` has written to its predictions.
-
-    Args:
-        checkpoint: A checkpoint written by `medseg-se fit`, or a folder of checkpoints.
-        inputs: Scans, folders of scans, or datasets; before them, files ending in .ckpt are further checkpoints.
-        output: Folder for the label maps.
-        weights: Weight of each checkpoint where there are several, such as 0.4,0.4,0.2; equal if not given.
-        cases: Of what the inputs name: all, those that chose the checkpoint in validation, or those that played no part in it.
-        device: auto, cpu, cuda, cuda:1 or mps.
-        precision: bf16 is faster where the hardware has it, and rounds.
-        overlap: Share of a tile that its neighbour covers too.
-        probabilities: Also write the probability of every class.
-        raw: Leave out the post-processing that `medseg-se cv` has chosen for the model.
-        overwrite: Replace what another model or other options left in the output folder.
-        dry_run: Only print which files would be read and written.
-    """
-    from rich.console import Console
-
-    from medseg_se.hardware import keep_freed_memory
-    from medseg_se.inference.ensemble import load_model
-    from medseg_se.inference.inputs import find_cases
-    from medseg_se.inference.predict import choose_cases, predict_cases, render
-
-    keep_freed_memory()
-    console = Console()
-    further = [word for word in inputs if Path(word).suffix == ".ckpt"]
-    scans = [word for word in inputs if word not in further]
-    if not scans:
-        raise UsageError("Expected scans, folders of scans or datasets after the checkpoints, but got none.")
-    model = load_model([checkpoint, *further], _weights(weights), device, precision, raw)
-    chosen = choose_cases(find_cases(scans, len(model.channels)), model, cases)
-    if dry_run:
-        for case in chosen:
-            line = f"{', '.join(map(str, case.images))} → {Path(output) / case.id}.nii.gz"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        return 0
-    statuses = predict_cases(model, chosen, Path(output), overlap, probabilities, overwrite)
-    render(statuses, console)
-    return 1 if any(status.status != "done" for status in statuses.values()) else 0
-
-
-def _weights(text: str | None) -> list[float] | None:
-    """Return the numbers in "0.4,0.4,0.2"."""
-    try:
-        return None if text is None else [float(number) for number in text.strip("[]").split(",")]
-    except ValueError:
-        raise UsageError(f"Expected `weights` to be numbers such as 0.4,0.4,0.2, but got {text!r}.") from None
 
 
 def evaluate(

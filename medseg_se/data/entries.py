@@ -41,6 +41,20 @@ def entry(folder: Path, make: Callable[[], Content]) -> Facts:
     return facts
 
 
+def amend(folder: Path, facts: Facts) -> None:
+    """Replace what is known of a whole entry, for one that was made when less was asked; its arrays stay as they are.
+
+    Raises:
+        OutputError: It could not be written; the entry is as before.
+    """
+    path = folder / "case.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:  # another process is making it again
+        raise describe_os_error(path, error) from error
+    write_json(path, {**described, "facts": facts})
+
+
 def remove_leftovers(store: Path) -> None:
     """Remove what killed runs left behind; what is younger than a day may be at work still."""
     for path in store.glob(".*.entry"):

@@ -36,6 +36,7 @@ from medseg_se.data.preprocessing import Crop, ImageInterpolation, Preprocessing
 from medseg_se.data.raw_batch import RawBatch
 from medseg_se.data.regions import Targets, find_regions
 from medseg_se.data.sampling import PatchDataset, PatchSettings, RawPatches, Sample
+from medseg_se.data.seen import summarise
 from medseg_se.data.store import StoredCase, prepare_cases
 from medseg_se.data.synthesiser import Synthesiser, read_ranges
 from medseg_se.data.tissues import tissues_of
@@ -315,4 +316,11 @@ class SegmentationData(pl.LightningDataModule):
             "tile": list(self.settings.size),
             "training": [case.digest for case in self.training],
             "validation": [case.digest for case in self.validation] if self.fold is not None else [],
+            "mirror": list(self.augmentation.mirror),
+            "seen": summarise(
+                [case.raw for case in self.training],
+                self.datalist.channels,
+                self.preprocessing,
+                synthetic=self.synthesiser.share == 1,
+            ),
         }

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ import numpy.typing as npt
 
 from medseg_se.data.arrays import Storage, check_storage, compresses, file_name, open_array
 from medseg_se.data.datalist import Case
-from medseg_se.data.entries import Content, Facts, entry, remove_leftovers
+from medseg_se.data.entries import Content, Facts, amend, entry, remove_leftovers
 from medseg_se.data.parallel import for_every_case
 from medseg_se.data.positions import find_positions
 from medseg_se.data.preprocessing import Preprocessing, labels_on
 from medseg_se.data.scan import read_channels, read_truth
-from medseg_se.errors import DataError
+from medseg_se.data.seen import ScanFacts, facts_of
+from medseg_se.errors import DataError, OutputError
 from medseg_se.files import digest_of
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume, read_labels
@@ -49,6 +51,7 @@ class StoredCase:
         spacing: Voxel spacing of the prepared arrays in mm.
         lowest: Lowest intensity per channel, which fills patches that reach beyond the scan.
         runs: Structure index, first and last + 1 of its rows in the table of positions.
+        raw: What the scan was like before it was prepared; the label map, where that is all there is.
     """
 
     id: str
@@ -59,6 +62,7 @@ class StoredCase:
     spacing: tuple[float, float, float]
     lowest: tuple[float, ...]
     runs: tuple[tuple[int, int, int], ...]
+    raw: ScanFacts
 
     @property
     def channels(self) -> int:
@@ -164,11 +168,13 @@ class _Recipe:
         of_label = digest_of([case.label])
         if not case.images:
             folder, truth = self._labels(case, [of_label], None)
-            return _stored(case, of_label, None, folder, truth, truth)
+            raw = _raw(folder, truth, lambda: facts_of(read_labels(case.label or ""), label_map=True))
+            return _stored(case, of_label, None, folder, truth, truth, raw)
         of_image = digest_of(case.images)
         image_folder, scan = self._image(case, of_image)
         folder, truth = self._labels(case, [of_label, of_image, self.channels], scan)
-        return _stored(case, of_image, image_folder / scan["file"], folder, scan, truth)
+        raw = _raw(image_folder, scan, lambda: facts_of(read_channels(case.images, self.channels)))
+        return _stored(case, of_image, image_folder / scan["file"], folder, scan, truth, raw)
 
     def _image(self, case: Case, of_image: str) -> tuple[Path, Facts]:
         def make() -> Content:
@@ -183,6 +189,7 @@ class _Recipe:
                 "lowest": [float(channel.min()) for channel in array],
                 "box": prepared.box,
                 "scan": {"shape": original.shape, "affine": original.affine.tolist()},
+                "raw": facts_of(original).to_dict(),
             }
 
         folder = self._folder("image", [of_image, self.channels, self.preprocessing.to_dict()])
@@ -190,14 +197,14 @@ class _Recipe:
 
     def _labels(self, case: Case, follows_from: list[Any], scan: Facts | None) -> tuple[Path, Facts]:
         def make() -> Content:
-            placed = self._placed(case, scan)
+            placed, raw = self._placed(case, scan)
             labels = placed.array[0].astype(np.int16, copy=False)
             file, found = file_name("labels", self.storage, labels.shape), find_positions(labels)
             stops = np.cumsum([len(places) for places in found.values()]).tolist()
             runs = [[index, stop - len(found[index]), stop] for index, stop in zip(found, stops, strict=True)]
             positions = np.concatenate([np.empty((0, 3), np.int32), *found.values()])
             facts = {"file": file, "shape": placed.shape, "spacing": placed.spacing, "runs": runs}
-            return {file: labels, POSITIONS: positions}, facts
+            return {file: labels, POSITIONS: positions}, {**facts, **raw}
 
         recipe = self.preprocessing.to_dict()
         grid = [recipe[name] for name in ("orientation", "crop", "spacing")]
@@ -206,24 +213,41 @@ class _Recipe:
         folder = self._folder("labels", [*follows_from, grid, meaning])
         return folder, entry(folder, make)
 
-    def _placed(self, case: Case, scan: Facts | None) -> Volume:
-        """Read a label map and bring it to where its scan was brought, or where it would be if there is none."""
+    def _placed(self, case: Case, scan: Facts | None) -> tuple[Volume, Facts]:
+        """Read a label map and bring it to where its scan was brought, or where it would be if there is none.
+
+        Returns:
+            It, and where there is no scan, what it was like.
+        """
         if scan is None:
             labels = read_labels(case.label or "")
             encoded = self.structures.encode(labels.array, where=str(case.label))
-            return self.preprocessing.prepare_labels(replace(labels, array=encoded))
+            raw = {"raw": facts_of(labels, label_map=True).to_dict()}
+            return self.preprocessing.prepare_labels(replace(labels, array=encoded)), raw
         original = scan["scan"]  # its grid is all that counts, so that the scan itself need not be read for this
         grid = Volume(np.broadcast_to(np.float32(0), (1, *original["shape"])), np.array(original["affine"]))
         labels = read_truth(case, self.structures, grid)
         box = tuple((start, stop) for start, stop in scan["box"])
-        return labels_on(labels, self.preprocessing.orientation, box, _three(scan["shape"]))
+        return labels_on(labels, self.preprocessing.orientation, box, _three(scan["shape"])), {}
 
     def _folder(self, kind: str, follows_from: list[Any]) -> Path:
         recipe = json.dumps([FORMAT, compresses(self.storage), self.storage == "blosc2", follows_from])
         return self.store / f"{kind}-{hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest()}"
 
 
-def _stored(case: Case, digest: str, image_file: Path | None, folder: Path, scan: Facts, truth: Facts) -> StoredCase:
+def _raw(folder: Path, facts: Facts, measure: Callable[[], ScanFacts]) -> ScanFacts:
+    """Return what a scan was like; an entry that does not say so, as those of versions before, is completed."""
+    found = ScanFacts.from_dict(facts.get("raw"))
+    if found is None:
+        found = measure()
+        with suppress(OutputError):  # a store that is only read serves as before, and the scan is read again next time
+            amend(folder, {**facts, "raw": found.to_dict()})
+    return found
+
+
+def _stored(
+    case: Case, digest: str, image_file: Path | None, folder: Path, scan: Facts, truth: Facts, raw: ScanFacts
+) -> StoredCase:
     return StoredCase(
         id=case.id,
         digest=digest,
@@ -233,6 +257,7 @@ def _stored(case: Case, digest: str, image_file: Path | None, folder: Path, scan
         spacing=_three(scan["spacing"]),
         lowest=tuple(scan.get("lowest", ())),
         runs=tuple((index, first, stop) for index, first, stop in truth["runs"]),
+        raw=raw,
     )
 
 

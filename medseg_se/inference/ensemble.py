@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from medseg_se.errors import CheckpointError, DataError, UsageError
-from medseg_se.hardware import free_memory
-from medseg_se.inference.model import Model, Precision, Prediction
+from medseg_se.data.preprocessing import Preprocessing
+from medseg_se.errors import CheckpointError, UsageError
+from medseg_se.inference.answering import Prediction, Voice, answer
+from medseg_se.inference.engines.base import EngineName
+from medseg_se.inference.model import Model, Precision
+from medseg_se.inference.passage import Ready
+from medseg_se.inference.settings import Settings
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume
 
@@ -27,7 +27,11 @@ def load_model(
     weights: Sequence[float] | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
+    *,
+    engine: EngineName = "torch",
     raw: bool = False,
+    calibration: Sequence[Path | str] = (),
+    least_dice: float = 0.99,
 ) -> Model | Ensemble:
     """Load one checkpoint as a `Model`, several as an `Ensemble`.
 
@@ -36,7 +40,10 @@ def load_model(
         weights: A positive number for each; equal if not given. Only their ratios count.
         device: See `Model.load`.
         precision: See `Model.load`.
+        engine: See `Model.load`.
         raw: Whether the post-processing that is stored with the checkpoints is left out.
+        calibration: See `Model.load`.
+        least_dice: See `Model.load`.
 
     Raises:
         CheckpointError: As `Model.load`, or the checkpoints do not segment the same structures of the same channels.
@@ -44,7 +51,7 @@ def load_model(
     """
     paths = [path for named in checkpoints for path in find_checkpoints(named)]
     _shares(weights, len(paths))  # before anything large is read
-    members = [Model.load(path, device, precision) for path in paths]
+    members = [Model.load(path, device, precision, engine, calibration, least_dice) for path in paths]
     for member in members if raw else ():
         member.leave_raw()
     return members[0] if len(members) == 1 else Ensemble(members, weights)
@@ -84,6 +91,8 @@ class Ensemble:
         digest: Digest and share of every member, the same in whatever order they are given.
         training: Digests of the image files that any member was trained on.
         validation: Digests of the image files that chose a checkpoint and trained none.
+        seen: What the scans were like that the member with most structures was trained on.
+        mirror: Directions along which patches were mirrored in the training of every member.
 
     Raises:
         CheckpointError: The members do not segment the same structures of the same channels, or differ in post-processing.
@@ -105,55 +114,52 @@ class Ensemble:
         self.postprocessing = whole.postprocessing
         # With the digits that float32 tells apart: 9,1 and 0.9,0.1 are the same weights.
         self.digest = " + ".join(f"{share:.9g} * {member.digest}" for share, member in together)
+        self.seen = whole.seen
+        self.mirror = tuple(name for name in whole.mirror if all(name in member.mirror for member in members))
         self.training = frozenset[str]().union(*(member.training for member in members))
         self.validation = frozenset[str]().union(*(member.validation for member in members)) - self.training
 
-    def predict(self, image: Volume, overlap: float = 0.5, probabilities: bool = False) -> Prediction:
-        """Segment a scan (C, I, J, K) as read from its file; of equal probabilities, the first structure's wins.
+    def prepare(self, image: Volume) -> tuple[Ready, ...]:
+        """Prepare a scan (C, I, J, K) for every member; members that prepare it alike share it.
 
         Raises:
-            DataError: As `Model.predict`, for any member.
+            DataError: As `Model.prepare`, for any member.
         """
-        self._check_memory(image)
-        total = np.zeros((self.maps, *image.shape), dtype=np.float32)
-        for member, weight in zip(self.members, self.weights, strict=True):
-            found = member.probabilities(image, overlap).array
-            found *= np.float32(weight)
-            for index, source in enumerate(self._sources(member)):
-                total[index] += found[source]
-            del found  # or it would stay while the next one is made
-        summed = torch.from_numpy(total)
-        if self.regions is None:
-            indices = summed.argmax(0).numpy()  # NumPy's would copy the array
-        else:
-            indices = self.regions.label_map(lambda place: summed[place] > 0.5).numpy()
-        labels = replace(image, array=self.structures.decode(indices, self.label_dtype or None)[None])
-        labels = self.postprocessing(labels, self.structures)
-        if not probabilities:
-            return Prediction(labels)
-        if self.regions is None:
-            total /= total.sum(0)  # above 1 where merged structures gave their probability to several
-        return Prediction(labels, replace(image, array=total))
+        made: dict[Preprocessing, Ready] = {}
+        for member in self.members:
+            if member.preprocessing not in made:
+                made[member.preprocessing] = member.prepare(image)
+        return tuple(made[member.preprocessing] for member in self.members)
+
+    def answer(
+        self,
+        ready: tuple[Ready, ...],
+        settings: Settings = Settings(),  # noqa: B008 - frozen
+        probabilities: bool | Path = False,
+        uncertainty: bool = False,
+    ) -> Prediction:
+        """Segment a prepared scan; of equal probabilities, the first structure's wins. See `Model.answer`."""
+        voices = [
+            Voice(member, own, weight, tuple(self._sources(member)))
+            for member, own, weight in zip(self.members, ready, self.weights, strict=True)
+        ]
+        return answer(self, voices, settings, probabilities, uncertainty)
+
+    def predict(
+        self,
+        image: Volume,
+        settings: Settings = Settings(),  # noqa: B008 - frozen
+        probabilities: bool | Path = False,
+        uncertainty: bool = False,
+    ) -> Prediction:
+        """Segment a scan (C, I, J, K) as read from its file; see `answer`."""
+        return self.answer(self.prepare(image), settings, probabilities, uncertainty)
 
     def _sources(self, member: Model) -> list[int]:
         """Return for each map of the sum the map of the member that is added to it."""
         if self.regions is None or member.regions is None:
             return _sources(member.structures, self.structures)
         return [member.regions.names.index(name) for name in self.regions.names]
-
-    def _check_memory(self, image: Volume) -> None:
-        """Refuse a scan whose probabilities exceed the memory: the sum, and a member's with the copies of restoring.
-
-        The members themselves count their logits, on grids of their own.
-        """
-        classes, free = self.maps, free_memory()
-        needed = 4 * 4 * math.prod(image.shape) * classes
-        if needed > free:
-            raise DataError(
-                f"Expected {needed / 2**30:.1f} GiB of free memory for the probabilities of {classes} classes of "
-                f"{image.path or 'the scan'} on {image.shape} voxels, but got {free / 2**30:.1f} GiB. Cut the scan, predict "
-                "with one checkpoint, or take a machine with more."
-            )
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:

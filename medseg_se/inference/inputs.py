@@ -8,6 +8,8 @@ from pathlib import Path
 
 from medseg_se.data.datalist import Case, describes_dataset, read_datalist
 from medseg_se.errors import DataError
+from medseg_se.inference.dicom_inputs import NamedSeries, cases_of, find_named, is_dicom
+from medseg_se.inference.reading import series_of
 from medseg_se.volumes import case_name, is_scan
 
 
@@ -18,11 +20,16 @@ def find_cases(inputs: Sequence[Path | str], channels: int) -> list[Case]:
     one case a scan. With several channels, files named `CASE_0000`, `CASE_0001`, … are the channels of one case; otherwise a
     file holds them all.
 
+    A folder without NIfTI files is searched for DICOM series, as are those below it; each series is a case, and its files are
+    the images. A DICOM file stands for its series. With several channels, `CASE_0000`, `CASE_0001`, … are folders of a series.
+
     Raises:
-        DataError: A path does not exist, a folder holds no scan, or two inputs would be written under one name.
+        DataError: A path does not exist, a folder holds no scan, two inputs would be written under one name, or there is but
+            one series and it makes no volume.
     """
     cases: list[Case] = []
     files: list[Path] = []
+    series: list[NamedSeries] = []
     for name in inputs:
         path = Path(name)
         if not path.exists():
@@ -33,13 +40,20 @@ def find_cases(inputs: Sequence[Path | str], channels: int) -> list[Case]:
                 cases += _listed(path)
             elif scans:
                 files += scans
+            elif found := find_named(path):
+                series += found
             else:
-                raise DataError(f"The folder {path} holds no .nii or .nii.gz file and no dataset.json.")
+                raise DataError(f"The folder {path} holds no .nii or .nii.gz file and no dataset.json, nor a DICOM series.")
         elif path.suffix.lower() in (".json", ".csv"):
             cases += _listed(path)
-        else:
+        elif is_scan(path) or not is_dicom(path):
             files.append(path)
-    cases += _from_files(files, channels)
+        elif not any(one.path == path for known in series for one in known.series.slices):
+            series += find_named(path)
+    cases += [*_from_files(files, channels), *cases_of(series, channels)]
+    if len(cases) == 1 and any(one.problem for one in series_of(cases[0])):
+        (bad, *_) = [one for one in series_of(cases[0]) if one.problem]
+        raise DataError(f"The series in {bad.folder} {bad.problem}")
     by_id: dict[str, Case] = {}
     for case in cases:
         if case.id in by_id:

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg_se.checkpoints import read_checkpoint, reason
-from medseg_se.data.preprocessing import Prepared, Preprocessing
+from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.regions import Regions
+from medseg_se.data.scan import read_channels
 from medseg_se.errors import CheckpointError, DataError, MedsegError, UsageError
 from medseg_se.execution import lay_out_weights
-from medseg_se.hardware import best_device, free_memory, has_bfloat16
+from medseg_se.hardware import best_device
+from medseg_se.inference.answering import Prediction, Voice, answer
+from medseg_se.inference.engines.base import EngineName, EnginePrecision, best_engine, check_engine
+from medseg_se.inference.engines.cache import cache_beside
+from medseg_se.inference.engines.checked import CheckedEngine
+from medseg_se.inference.frame import Frame
+from medseg_se.inference.passage import Ready
 from medseg_se.inference.postprocessing import PostProcessing
-from medseg_se.inference.tiling import tiled_logits
+from medseg_se.inference.settings import Settings
+from medseg_se.inference.streaming import Sweep, tiled_logits
+from medseg_se.inference.tiling import at_least
 from medseg_se.networks import build_network
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume
 
-Precision = Literal["fp32", "bf16"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of a scan, on the scan's own grid.
-
-    Attributes:
-        labels: Label values of the dataset the model was trained on, in its type, (1, I, J, K), post-processed.
-        probabilities: float32 (classes, I, J, K), background first, which sum to 1; or (regions, I, J, K) of a model that finds
-            regions. None unless asked for.
-    """
-
-    labels: Volume
-    probabilities: Volume | None = None
+Precision = EnginePrecision
+_SLICES = 8  # that go through a 2D network together
+_CALIBRATION_TILES = 8  # of each scan
+_RAW = " raw"
 
 
 class Model:
@@ -55,6 +53,13 @@ class Model:
         path: The checkpoint file, for messages.
         training: Digests of the image files it was trained on.
         validation: Digests of the image files that chose the checkpoint.
+        seen: What the scans were like that it was trained on, if the checkpoint says so.
+        mirror: Directions along which patches were mirrored in training.
+        batch: Tiles that go through the network together.
+        engine: What computes, as it was asked for.
+        precision: The precision that was asked for.
+        calibration: Scans that int8 is calibrated with.
+        least_dice: The lowest Dice between int8 and float32 that is accepted for any class.
     """
 
     def __init__(
@@ -76,15 +81,36 @@ class Model:
         self.training, self.validation = frozenset(data["training"]), frozenset(data["validation"])
         self.flat_axis: int | None = data["flat_axis"]
         self.tile: tuple[int, ...] = tuple(data["tile"])
+        self.batch = 1 if self.flat_axis is None else _SLICES
+        self.seen: dict[str, Any] | None = data.get("seen")
+        self.mirror: tuple[str, ...] = tuple(data.get("mirror") or ())
+        self.engine: EngineName = "torch"
+        self.calibration: tuple[Path, ...] = ()
+        self.least_dice = 0.99
+        self._engines: dict[tuple[int, ...], CheckedEngine] = {}
+        self._making = threading.Lock()
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "auto", precision: Precision = "fp32") -> Model:
+    def load(
+        cls,
+        path: Path | str,
+        device: str = "auto",
+        precision: Precision = "fp32",
+        engine: EngineName = "torch",
+        calibration: Sequence[Path | str] = (),
+        least_dice: float = 0.99,
+    ) -> Model:
         """Load a checkpoint; nothing in the file is executed.
 
         Args:
             path: A checkpoint written by `medseg-se fit` or `medseg-se cv`.
             device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-            precision: "bf16" is faster where the hardware has it, and rounds.
+            precision: "bf16" and "fp16" are faster where the hardware has them, and round; "auto" takes one where it has. They
+                are used as long as they decide as float32 does on the first tiles. "int8" is calibrated with scans.
+            engine: "torch", "compiled", "openvino" or "onnx"; "auto" takes what is fastest on the device and installed. What is
+                converted for it is kept beside the checkpoint, in `.medseg_cache`.
+            calibration: Scans for "int8".
+            least_dice: The lowest Dice between int8 and float32 that is accepted for any class.
 
         Raises:
             CheckpointError: The file is missing, damaged, holds code, or was written by another program.
@@ -98,10 +124,7 @@ class Model:
                 "`medseg-se test`."
             )
         target = best_device(device)
-        if precision not in ("fp32", "bf16"):
-            raise UsageError(f"Expected `precision` to be fp32 or bf16, but got {precision!r}.")
-        if precision == "bf16" and not has_bfloat16(target):
-            raise UsageError(f"The device {target} does not compute in bfloat16. Leave out the precision.")
+        _check_engine(engine, precision, target, calibration)
         try:
             parts = description["network"]
             network = build_network(
@@ -109,7 +132,8 @@ class Model:
             )
             network.load_state_dict(state)
             model = cls(network, description, digest, target, precision)
-            model.path = path
+            model.path, model.engine, model.least_dice = path, engine, least_dice
+            model.calibration = tuple(map(Path, calibration))
             _check_agreement(model, parts)
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, MedsegError) as error:
             raise CheckpointError(
@@ -118,75 +142,133 @@ class Model:
             ) from error
         return model
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about how it computes; complete once there was a scan."""
+        return tuple(dict.fromkeys(note for engine in list(self._engines.values()) for note in engine.notes))
+
     def leave_raw(self) -> None:
         """Leave out the post-processing that is stored with the model, from now on."""
         if self.postprocessing:
-            self.postprocessing, self.digest = PostProcessing(), f"{self.digest} raw"
+            self.postprocessing, self.digest = PostProcessing(), f"{self.digest}{_RAW}"
 
-    def predict(self, image: Volume, overlap: float = 0.5, probabilities: bool = False) -> Prediction:
-        """Segment a scan (C, I, J, K) as read from its file.
-
-        Raises:
-            DataError: Wrong number of channels, voxels that are not finite, an answer of the network that is not, or a scan too
-                large for the memory.
-        """
-        prepared, logits = self._answer(image, overlap, probabilities)
-        indices = self._decide(logits, prepared.cut_shape).cpu().numpy()
-        values = self.structures.decode(indices, self.label_dtype or None)
-        labels = self.postprocessing(prepared.restore(values[None], self.structures.background[0]), self.structures)
-        if not probabilities:
-            return Prediction(labels)
-        return Prediction(labels, _probabilities(logits, prepared, self.regions))
-
-    def probabilities(self, image: Volume, overlap: float = 0.5) -> Volume:
-        """Return the probabilities of a scan (C, I, J, K) that `predict` would, without its labels.
+    def prepare(self, image: Volume) -> Ready:
+        """Prepare a scan (C, I, J, K) as read from its file; the result does not hold on to `image`.
 
         Raises:
-            DataError: As `predict`.
+            DataError: Wrong number of channels, or voxels that are not finite.
         """
-        prepared, logits = self._answer(image, overlap, probabilities=True)
-        return _probabilities(logits, prepared, self.regions)
-
-    def _decide(self, logits: Tensor, shape: tuple[int, int, int]) -> Tensor:
-        """Return the structure index of every voxel after linear resampling of the logits to `shape`."""
-        if self.regions is None:
-            return _largest(logits, shape)
-        return self.regions.label_map(lambda place: _resized(logits[place], shape) > 0)
-
-    def _answer(self, image: Volume, overlap: float, probabilities: bool) -> tuple[Prepared, Tensor]:
-        """Return the prepared scan and its logits (classes, I, J, K), both of which are as they should be."""
         if image.array.shape[0] != len(self.channels):
             raise DataError(
                 f"Expected {len(self.channels)} channels ({', '.join(self.channels)}), but "
                 f"{image.path or 'the scan'} has {image.array.shape[0]}."
             )
         prepared = self.preprocessing(image)
-        self._check_memory(prepared, probabilities)
-        logits = self.logits(torch.from_numpy(prepared.image.array).to(self.device), overlap)
-        if not torch.isfinite(logits.sum()):
-            raise DataError(
-                f"The network's answer to {image.path or 'the scan'} is not finite. Its intensities are out of the ordinary"
-                f"{', or bf16 is too coarse for this model' if self.precision == 'bf16' else ''}, or the checkpoint is damaged."
-            )
-        return prepared, logits
+        return Ready(torch.from_numpy(prepared.image.array), Frame.of(prepared), _without_voxels(image))
 
-    def _check_memory(self, case: Prepared, probabilities: bool) -> None:
-        """Refuse a scan whose logits exceed the memory: the system would end the program, and with it the other scans."""
-        classes, prepared = self.maps, case.image
-        needed, free = 4 * math.prod(prepared.shape) * (classes + 2), free_memory()
-        if probabilities:  # on the scan's own grid, with the copies of restoring and writing
-            needed += 3 * 4 * math.prod(case.original.shape) * classes
-        if self.device.type == "cpu" and needed > free:
-            raise DataError(
-                f"Expected {needed / 2**30:.1f} GiB of free memory for the {classes} classes of {prepared.path or 'the scan'} "
-                f"on {case.original.shape} voxels, but got {free / 2**30:.1f} GiB. Cut the scan, or take a machine with more."
-            )
+    def answer(
+        self,
+        ready: Ready,
+        settings: Settings = Settings(),  # noqa: B008 - frozen
+        probabilities: bool | Path = False,
+        uncertainty: bool = False,
+    ) -> Prediction:
+        """Segment a prepared scan, slab by slab.
+
+        Args:
+            ready: What `prepare` returned.
+            settings: How the scan is looked at.
+            probabilities: Whether they are returned too, or the file they are written to, slab by slab.
+            uncertainty: Whether the entropy over each structure is measured.
+
+        Raises:
+            DataError: An answer of the network that is not finite, or a scan too large for the memory.
+            UsageError: The scan cannot be mirrored as the settings say.
+            OutputError: The probabilities cannot be written.
+        """
+        return answer(self, [Voice(self, ready, 1.0, tuple(range(self.maps)))], settings, probabilities, uncertainty)
+
+    def predict(
+        self,
+        image: Volume,
+        settings: Settings = Settings(),  # noqa: B008 - frozen
+        probabilities: bool | Path = False,
+        uncertainty: bool = False,
+    ) -> Prediction:
+        """Segment a scan (C, I, J, K) as read from its file; see `answer`. Safe to call from several threads at a time.
+
+        Raises:
+            DataError: As `prepare` and `answer`.
+        """
+        return self.answer(self.prepare(image), settings, probabilities, uncertainty)
 
     def logits(self, image: Tensor, overlap: float = 0.5) -> Tensor:
-        """Return the logits (classes, I, J, K) of a prepared scan (C, I, J, K)."""
-        batch = 1 if self.flat_axis is None else 8
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return tiled_logits(self.network, image, self.tile, overlap, batch, self.flat_axis)
+        """Return the logits (maps, I, J, K) of a whole prepared scan (C, I, J, K)."""
+        return tiled_logits(self.network_answer, image, self.tile, overlap, self.batch, self.flat_axis)
+
+    def network_answer(self, tiles: Tensor) -> Tensor:
+        """Return the logits (N, maps, *tile) of tiles (N, C, *tile), without the flat axis where there is one."""
+        if self._is_plain:
+            logits: Tensor = self.network(tiles)
+            return logits
+        return self._engine_for(tiles)(tiles)
+
+    def warm_up(self, tiles: Tensor) -> None:
+        """Make the engine for tiles (N, C, *tile) of this shape and check it on them, unless that has been done."""
+        if not self._is_plain:
+            self._engine_for(tiles).prepare(tiles)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the network itself answers, in float32."""
+        return (self.engine, self.precision) == ("torch", "fp32")
+
+    def _engine_for(self, tiles: Tensor) -> CheckedEngine:
+        """Return the engine for tiles of this shape."""
+        shape = tuple(tiles.shape[1:])
+        with self._making:
+            if shape not in self._engines:
+                self._engines[shape] = self._make_engine(shape)
+            return self._engines[shape]
+
+    def _make_engine(self, shape: tuple[int, ...]) -> CheckedEngine:
+        return CheckedEngine(
+            self.network,
+            self.engine,
+            self.precision,
+            shape=shape,
+            batch=self.batch,
+            device=self.device,
+            cache=cache_beside(self.path) if self.path else None,
+            digest=self.digest.removesuffix(_RAW),
+            regions=self.regions is not None,
+            calibration=self._calibration_tiles(shape) if self.calibration else None,
+            least_dice=self.least_dice,
+        )
+
+    def _calibration_tiles(self, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """Yield batches (N, C, *tile) from the scans that int8 is calibrated with, those that vary most first."""
+        size = list(shape[1:])
+        if self.flat_axis is not None:
+            size.insert(self.flat_axis, 1)
+        for path in self.calibration:
+            prepared = self.prepare(read_channels([path], len(self.channels))).image
+            image, _ = at_least(prepared, size)
+            corners = [corner for batch in Sweep.over(image.shape[1:], size, 0.0, 0).batches for corner in batch]
+            tiles = [image[(slice(None), *(slice(s, s + n) for s, n in zip(c, size, strict=True)))] for c in corners]
+            tiles.sort(key=lambda tile: -float(tile.std()))
+            chosen = torch.stack(tiles[:_CALIBRATION_TILES])
+            yield from torch.split(chosen if self.flat_axis is None else chosen.squeeze(self.flat_axis + 2), self.batch)
+
+    def watched(self, slabs: Iterator[Tensor], axis: int, reverse: bool) -> Iterator[Tensor]:
+        """Return slabs of logits (A, B, maps) as they are; a class that looks into its network takes from them what it added.
+
+        Args:
+            slabs: One after another.
+            axis: The axis of the prepared scan along which they lie.
+            reverse: Whether they come from its end.
+        """
+        return slabs
 
 
 def _check_agreement(model: Model, network: dict[str, Any]) -> None:
@@ -209,38 +291,16 @@ def _check_agreement(model: Model, network: dict[str, Any]) -> None:
     )
 
 
-def _largest(logits: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Return the class with the largest logit after linear resampling to `shape`, one class in memory at a time."""
-    if tuple(logits.shape[1:]) == shape:
-        return logits.argmax(0)
-    best = _resized(logits[0], shape)
-    winner = torch.zeros(shape, dtype=torch.int64, device=logits.device)
-    for index in range(1, len(logits)):
-        candidate = _resized(logits[index], shape)
-        better = candidate > best
-        best = torch.where(better, candidate, best)
-        winner[better] = index
-    return winner
+def _check_engine(engine: str, precision: str, device: torch.device, calibration: Sequence[Path | str]) -> None:
+    """Refuse an engine or precision that is not to be had, before anything large is read."""
+    if (engine, precision) == ("torch", "fp32"):
+        return
+    name = ("openvino" if precision == "int8" else best_engine(device)) if engine == "auto" else engine
+    check_engine(name, "fp32" if precision == "auto" else precision, device)
+    if precision == "int8" and not calibration:
+        raise UsageError("Expected scans to calibrate int8 with, but got none. Name some with --calibrate.")
 
 
-def _resized(channel: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    return F.interpolate(channel[None, None], size=shape, mode="trilinear", align_corners=False)[0, 0]
-
-
-def _probabilities(logits: Tensor, prepared: Prepared, regions: Regions | None) -> Volume:
-    """Return probabilities on the scan's own grid, of the same resampled logits that decide the labels.
-
-    What was cropped away is background for certain, and in no region.
-    """
-    resized = torch.empty((len(logits), *prepared.cut_shape))  # computed in place: the largest array of all
-    for index, channel in enumerate(logits):
-        resized[index] = _resized(channel, prepared.cut_shape).cpu()
-    if regions is not None:
-        return prepared.restore(resized.sigmoid_().numpy())
-    resized -= resized.amax(0)
-    resized.exp_()
-    resized /= resized.sum(0)
-    restored = prepared.restore(resized.numpy())
-    inside = prepared.restore(np.ones((1, *prepared.cut_shape), dtype=np.uint8)).array[0]
-    restored.array[0][inside == 0] = 1.0
-    return restored
+def _without_voxels(image: Volume) -> Volume:
+    """Return a scan of which only the grid is left, so that nothing holds on to its voxels."""
+    return replace(image, array=np.broadcast_to(np.uint8(0), image.array.shape))

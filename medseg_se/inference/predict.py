@@ -1,58 +1,39 @@
 """Prediction of a cohort: one loaded model, one result a case, and a record of what became of each.
 
 `predictions.json` in the output folder says for every case that was asked for whether it is done, with which model and from
-which file. A rerun skips what is done; evaluation counts what failed.
+which file; `status.csv` says it to people. A rerun skips what is done; evaluation counts what failed.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
-from rich.progress import track
-from rich.table import Column, Table
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from medseg_se.data.datalist import MANIFEST, Case, read_json
-from medseg_se.data.scan import read_channels
-from medseg_se.errors import DataError, MedsegError, OutputError, UsageError
-from medseg_se.files import digest_of, write_json
+from medseg_se.data.datalist import MANIFEST, Case
+from medseg_se.errors import DataError, UsageError
 from medseg_se.inference.ensemble import Ensemble
+from medseg_se.inference.job import Job, Task
+from medseg_se.inference.journal import locked
 from medseg_se.inference.model import Model
-from medseg_se.inference.tiling import check_overlap
-from medseg_se.volumes import write_volume
+from medseg_se.inference.pipeline import Note, run_pipeline
+from medseg_se.inference.reading import digest_of_scan
+from medseg_se.inference.record import TABLE, Record, read_record
+from medseg_se.inference.settings import Settings
+from medseg_se.inference.shard import Shard
+from medseg_se.inference.source import ModelSource
+from medseg_se.inference.status import Outcome, Status, render
+from medseg_se.inference.volumes_report import COHORT, write_cohort
+from medseg_se.optional import load_optional
 
-log = logging.getLogger(__name__)
+__all__ = ["Outcome", "Shard", "Status", "choose_cases", "predict_cases", "render"]
 
-FORMAT = 1
 Which = Literal["all", "validation", "unseen"]
-
-
-@dataclass
-class Status:
-    """What became of one case.
-
-    Attributes:
-        status: "done", "failed", or "waiting".
-        file: Name of the result in the output folder.
-        error: Why it failed.
-        seconds: Time it took.
-        input: Digest of its image files.
-        known: "training" or "validation" if the model has seen the scan, else "".
-    """
-
-    status: Literal["done", "failed", "waiting"]
-    file: str
-    error: str | None = None
-    seconds: float = 0.0
-    input: str = ""
-    known: str = ""
 
 
 def choose_cases(cases: Sequence[Case], model: Model | Ensemble, which: Which) -> list[Case]:
@@ -66,7 +47,7 @@ def choose_cases(cases: Sequence[Case], model: Model | Ensemble, which: Which) -
         raise UsageError(f"Expected `cases` to be all, validation or unseen, but got {which!r}.")
     chosen = []
     for case in cases:
-        digest = digest_of(case.images)
+        digest = digest_of_scan(case)
         if (digest in model.validation) if which == "validation" else (digest not in model.training | model.validation):
             chosen.append(case)
     if not chosen:
@@ -79,132 +60,135 @@ def predict_cases(
     model: Model | Ensemble,
     cases: Sequence[Case],
     output: Path,
-    overlap: float = 0.5,
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+    *,
     probabilities: bool = False,
+    uncertainty: bool = False,
+    report: bool = True,
+    dicom_seg: bool = False,
+    strict: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-) -> dict[str, Status]:
+    shard: Shard | None = None,
+    readers: int = 1,
+    workers: int = 1,
+    cluster: str | None = None,
+    source: ModelSource | None = None,
+) -> Outcome:
     """Segment every case that is not done yet and write the results to `output`; returns what became of each.
 
-    A broken case is recorded and the rest go on.
+    A broken case is recorded and the rest go on. Several runs may write to one folder at the same time, with shards of a
+    cohort above all; a run may be killed at any instant, and the next one finishes what is missing.
 
     Args:
         model: The model.
         cases: The cases.
-        output: Folder for `CASE.nii.gz` and `predictions.json`.
-        overlap: Share of a tile that its neighbour covers too.
+        output: Folder for `CASE.nii.gz`, `predictions.json` and `status.csv`.
+        settings: How a scan is looked at.
         probabilities: Also write `CASE_probabilities.nii.gz`, one volume a class, background first, or a region.
+        uncertainty: Also tell how uncertain each structure is, in the reports of volumes.
+        report: Also write `CASE_volumes.csv`, and `volumes.csv` for all of them.
+        dicom_seg: Of a DICOM series, also write `CASE_seg.dcm`, a DICOM segmentation.
+        strict: Whether a scan that is unlike those the model was trained on is refused rather than segmented with a warning.
         overwrite: Replace what another model or other options left in the folder.
         progress: Whether to show a progress bar.
+        shard: The part of the cases to segment; the record lists all of them.
+        readers: Scans that are read and prepared at the same time; memory grows with it.
+        workers: Processes with a model each; or actors of a cluster.
+        cluster: Address of a Ray cluster, such as ray://host:10001, or "local".
+        source: Where `model` was loaded from; needed for several workers or a cluster.
 
     Raises:
-        UsageError: The folder holds results of another model, files that are not ours or the scans themselves, or the overlap
+        UsageError: The folder holds results of another model, files that are not ours or the scans themselves, or an argument
             makes no sense.
         OutputError: A result cannot be written; the rest would fail too.
     """
-    check_overlap(overlap)
-    options = {"model": model.digest, "overlap": overlap, "probabilities": probabilities, "precision": model.precision}
-    record = _open_record(output, options, overwrite)
-    _guard(cases, output, record, probabilities, overwrite)
-    for case in cases:
-        record.setdefault(case.id, Status("waiting", f"{case.id}.nii.gz"))
-    save_record(output, options, record)
-    console = Console(stderr=True)
-    for case in track(cases, description="predicting", console=console, disable=not progress, transient=True):
-        _predict_case(model, case, output, record[case.id], overlap, probabilities)
-        save_record(output, options, record)
-    return {case.id: record[case.id] for case in cases}
-
-
-def _predict_case(
-    model: Model | Ensemble, case: Case, output: Path, status: Status, overlap: float, probabilities: bool
-) -> None:
+    if workers < 1 or readers < 1:
+        raise UsageError(f"Expected `workers` and `readers` to be at least 1, but got {workers} and {readers}.")
+    if uncertainty and not report:
+        raise UsageError("The uncertainty of structures is told in the report of volumes, which is left out here.")
+    if (workers > 1 or cluster) and source is None:
+        raise UsageError("Expected `source`, from which the other processes load the model, but got none.")
+    if dicom_seg:
+        load_optional("highdicom")  # here rather than after the first scan
     started = time.perf_counter()
-    files = _result_files(case, output, probabilities)
-    try:
-        digest = digest_of(case.images)
-        if status.status == "done" and status.input == digest and all(file.is_file() for file in files):
-            return
-        status.input = digest
-        status.known = "training" if digest in model.training else "validation" if digest in model.validation else ""
-        image = read_channels(case.images, len(model.channels))
-        prediction = model.predict(image, overlap, probabilities)
-        if prediction.probabilities is not None:
-            write_volume(prediction.probabilities, files[1], like=image)
-        write_volume(prediction.labels, files[0], like=image)
-        status.status, status.error = "done", None
-    except OutputError as error:
-        status.status, status.error = "failed", str(error)
-        raise
-    except MedsegError as error:
-        status.status, status.error = "failed", str(error)
-    except (MemoryError, RuntimeError) as error:
-        exhausted = isinstance(error, MemoryError) or "memory" in str(error)
-        text = "there is not enough memory to segment it" if exhausted else " ".join(str(error).split())
-        status.status, status.error = "failed", f"{case.images[0]}: {text}"
-        log.debug("case %s failed", case.id, exc_info=True)
-    status.seconds = round(time.perf_counter() - started, 2)
+    job = Job(output, settings, probabilities, uncertainty, report, strict, dicom_seg)
+    options = {
+        "model": model.digest,
+        "settings": settings.to_dict(),
+        "probabilities": probabilities,
+        "uncertainty": uncertainty,
+        "precision": model.precision,
+    }
+    _guard(cases, job, read_record(output, options, overwrite), overwrite)
+    mine = shard.of_cases(cases) if shard else list(cases)
+    segmented = 0
+    with Record(output, options, overwrite, [case.id for case in cases]) as record, _bar(len(mine), progress) as advance:
+        tasks: list[Task] = [(case, record.statuses[case.id]) for case in mine]
+        before = {case.id: status for case, status in tasks}
+
+        def note(name: str, status: Status) -> None:
+            nonlocal segmented
+            if status != before[name]:
+                record.note(name, status)
+                segmented += status.status == "done"
+            advance()
+
+        _run(model, source, job, tasks, note, readers, workers, cluster)
+    if report:
+        with locked(output):
+            write_cohort(output, [name for name, status in read_record(output, options).items() if status.status == "done"])
+    return Outcome({case.id: record.statuses[case.id] for case in mine}, time.perf_counter() - started, segmented)
 
 
-def _result_files(case: Case, output: Path, probabilities: bool) -> list[Path]:
-    endings = [".nii.gz", "_probabilities.nii.gz"] if probabilities else [".nii.gz"]
-    return [output / f"{case.id}{ending}" for ending in endings]
+def _run(
+    model: Model | Ensemble,
+    source: ModelSource | None,
+    job: Job,
+    tasks: Sequence[Task],
+    note: Note,
+    readers: int,
+    workers: int,
+    cluster: str | None,
+) -> None:
+    """Do the job here, in several processes, or in a cluster."""
+    if cluster and source:
+        from medseg_se.inference.cluster import run_cluster
+
+        run_cluster(cluster, source, job, tasks, note, workers)
+    elif workers > 1 and source:
+        from medseg_se.inference.workers import run_workers
+
+        run_workers(source, job, tasks, note, workers, readers)
+    else:
+        run_pipeline(model, job, iter(tasks), note, readers)
 
 
-def _open_record(output: Path, options: dict[str, Any], overwrite: bool) -> dict[str, Status]:
-    path = output / MANIFEST
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"Expected `output` to be a folder, but {output} is a file.")
-    if not path.is_file():
-        return {}
-    content = read_json(path)
-    same = content.get("format") == FORMAT and content.get("options") == options
-    if not same and not overwrite:
-        raise UsageError(
-            f"{output} holds predictions of another model or with other options. Choose another folder, or --overwrite."
-        )
-    try:
-        if not same:
-            return {name: Status("waiting", f"{name}.nii.gz") for name in content.get("cases", {})}
-        return {name: Status(**entry) for name, entry in content["cases"].items()}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{path} was not written by this command or is damaged. Remove it, and run again.") from error
-
-
-def _guard(cases: Sequence[Case], output: Path, record: dict[str, Status], probabilities: bool, overwrite: bool) -> None:
+def _guard(cases: Sequence[Case], job: Job, record: Mapping[str, Status], overwrite: bool) -> None:
     """Refuse to write outside of the folder, over a scan or its truth, or over a file that is not in our record."""
     sources = {path.resolve() for case in cases for path in (*case.images, case.label) if path}
     writers: dict[Path, str] = {}
     for case in cases:
         if not case.id or Path(case.id).name != case.id:
             raise DataError(f"Expected the name of a case to be one of a file, but got {case.id!r} ({case.images[0]}).")
-        for file in _result_files(case, output, probabilities):
+        for file in job.results(case).values():
             if file.resolve() in sources:
                 raise UsageError(f"The result of {case.id} would overwrite the scan or truth {file}. Choose another folder.")
             if writers.setdefault(file, case.id) != case.id:
                 raise UsageError(f"{writers[file]} and {case.id} would both be written to {file}; predict them apart.")
             if file.exists() and case.id not in record and not overwrite:
                 raise UsageError(f"{file} exists and was not written by this command. Choose another folder, or --overwrite.")
+    for name in (TABLE, COHORT):
+        if (job.output / name).exists() and not (job.output / MANIFEST).exists() and not overwrite:
+            raise UsageError(
+                f"{job.output / name} exists and was not written by this command. Choose another folder, or --overwrite."
+            )
 
 
-def save_record(output: Path, options: dict[str, Any], record: dict[str, Status]) -> None:
-    """Write `predictions.json`."""
-    cases = {name: asdict(status) for name, status in record.items()}
-    write_json(output / MANIFEST, {"format": FORMAT, "model": options["model"], "options": options, "cases": cases})
-
-
-def render(statuses: dict[str, Status], console: Console) -> None:
-    """Print what became of each case, failures last, and a line of totals."""
-    table = Table(Column("case", overflow="fold"), "status", "seconds", Column("note", overflow="fold"), title="predictions")
-    for name, status in sorted(statuses.items(), key=lambda item: (item[1].status == "failed", item[0])):
-        seen = {"training": "the model was trained on it", "validation": "the model was chosen on it"}.get(status.known, "")
-        style = "red" if status.status == "failed" else ""
-        table.add_row(Text(name), status.status, f"{status.seconds:.1f}", Text(status.error or seen), style=style)
-    console.print(table)
-    counted = Counter(status.status for status in statuses.values())
-    console.print(", ".join(f"{number} {what}" for what, number in sorted(counted.items())), highlight=False)
-    trained = sum(status.known == "training" for status in statuses.values())
-    if trained:
-        console.print(
-            f"The model was trained on {trained} of these scans: their Dice says nothing about new ones.", style="yellow"
-        )
+@contextmanager
+def _bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on stderr; yields what moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
+        task = bar.add_task("predicting", total=total)
+        yield lambda: bar.advance(task)

@@ -1,10 +1,10 @@
-"""Sliding-window inference: overlapping tiles, each weighted by a Gaussian, summed in float32."""
+"""Where tiles lie, how much each of their voxels counts, and what surrounds a scan that is smaller than one."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,11 @@ from torch import Tensor
 
 from medseg_se.errors import UsageError
 
-Network = Callable[[Tensor], Tensor]
+_UNIT = 8
+"""Lengths of larger tiles are multiples of it, so that networks can halve them."""
+_LONGEST = 2.0
+"""Lengths of a tile from which a scan is no longer covered by a single one."""
+_LEAST_OVERLAP = 0.25
 
 
 def check_overlap(overlap: float) -> None:
@@ -48,47 +52,7 @@ def gaussian_weights(tile: Sequence[int]) -> Tensor:
     return weights.clamp(min=1e-3).float()
 
 
-@torch.inference_mode()
-def tiled_logits(
-    network: Network,
-    image: Tensor,
-    tile: Sequence[int],
-    overlap: float = 0.5,
-    batch: int = 1,
-    flat_axis: int | None = None,
-) -> Tensor:
-    """Return the logits (classes, I, J, K), float32, of a prepared scan (C, I, J, K).
-
-    Args:
-        network: Maps (N, C, *tile) to logits; without the flat axis if there is one.
-        image: The scan, on the network's device. Where it is smaller than a tile, it is continued with its lowest intensity.
-        tile: Voxels (I, J, K) of a tile; 1 along the flat axis.
-        overlap: Share of a tile that its neighbour covers too.
-        batch: Tiles that go through the network together.
-        flat_axis: The axis across the slices for a 2D network.
-    """
-    image, inside = _at_least(image, tile)
-    starts = [tile_starts(length, size, overlap) for length, size in zip(image.shape[1:], tile, strict=True)]
-    boxes = [tuple(slice(s, s + n) for s, n in zip(start, tile, strict=True)) for start in itertools.product(*starts)]
-    weights = gaussian_weights(tile).to(image.device)
-    total = torch.empty(0)
-    norm = torch.zeros(image.shape[1:], device=image.device)
-    for first in range(0, len(boxes), batch):
-        chosen = boxes[first : first + batch]
-        tiles = torch.stack([image[(slice(None), *box)] for box in chosen])
-        if flat_axis is None:
-            logits = network(tiles)
-        else:
-            logits = network(tiles.squeeze(flat_axis + 2)).unsqueeze(flat_axis + 2)
-        if first == 0:
-            total = torch.zeros((logits.shape[1], *image.shape[1:]), device=image.device)
-        for box, part in zip(chosen, logits, strict=True):
-            total[(slice(None), *box)] += part.float() * weights
-            norm[box] += weights
-    return total.div_(norm)[(slice(None), *inside)]
-
-
-def _at_least(image: Tensor, tile: Sequence[int]) -> tuple[Tensor, list[slice]]:
+def at_least(image: Tensor, tile: Sequence[int]) -> tuple[Tensor, list[slice]]:
     """Continue a scan (C, I, J, K) to at least `tile` with its lowest intensity; returns it and where the scan lies."""
     missing = [max(0, size - have) for size, have in zip(tile, image.shape[1:], strict=True)]
     inside = [slice(m // 2, m // 2 + have) for m, have in zip(missing, image.shape[1:], strict=True)]
@@ -96,3 +60,31 @@ def _at_least(image: Tensor, tile: Sequence[int]) -> tuple[Tensor, list[slice]]:
         return image, inside
     margins = [margin for m in reversed(missing) for margin in (m // 2, m - m // 2)]
     return torch.stack([F.pad(channel, margins, value=float(channel.min())) for channel in image]), inside
+
+
+def fitted_tile(shape: Sequence[int], tile: Sequence[int]) -> tuple[int, ...]:
+    """Return the tile that covers a scan of `shape` voxels with the least computing: `tile`, or a larger one of few shapes.
+
+    Along an axis along which a scan is longer than a tile, but less than twice as long, a longer tile spares the voxels that
+    two tiles would share. Lengths grow in quarters of the tile's, rounded up to eight voxels, so that engines that are made for
+    one shape need not be made for every scan. What is chosen depends on shapes alone: were it the time that a tile takes, a
+    busy machine would give other numbers than a quiet one.
+
+    Args:
+        shape: Voxels of the scan.
+        tile: Voxels of the tiles that the network was trained on; 1 along an axis across slices.
+    """
+    longer = [_longer(length, size) for length, size in zip(shape, tile, strict=True)]
+    choices = itertools.product(*({size, more} for size, more in zip(tile, longer, strict=True)))
+
+    def work(candidate: Sequence[int]) -> int:
+        counts = [len(tile_starts(max(n, size), size, _LEAST_OVERLAP)) for n, size in zip(shape, candidate, strict=True)]
+        return math.prod(counts) * math.prod(candidate)
+
+    return min(choices, key=lambda candidate: (work(candidate), candidate))
+
+
+def _longer(length: int, size: int) -> int:
+    if size == 1 or not size < length < _LONGEST * size:
+        return size
+    return next(rounded for part in range(5, 9) if (rounded := -(-size * part // (4 * _UNIT)) * _UNIT) >= length or part == 8)

@@ -16,6 +16,7 @@ from medseg_se.files import digest_of
 from medseg_se.inference.inputs import find_cases
 from medseg_se.inference.model import Model
 from medseg_se.inference.predict import choose_cases, predict_cases, render
+from medseg_se.inference.settings import Settings
 from medseg_se.networks import NETWORKS
 from medseg_se.volumes import read_image, read_labels
 
@@ -71,6 +72,11 @@ def outcome(statuses):
     return {name: status.status for name, status in statuses.items()}
 
 
+def left(output):
+    """Return the names of all files, but not of the lock, which stays."""
+    return sorted(path.name for path in output.iterdir() if path.name != ".predictions.lock")
+
+
 def times(output):
     return {path.name: path.stat().st_mtime_ns for path in output.glob("*.nii.gz")}
 
@@ -100,7 +106,8 @@ def test_every_scan_of_a_folder_gets_its_label_map(load, scans, output):
     entry = content["cases"]["b"]
     assert (entry["status"], entry["file"], entry["error"], entry["known"]) == ("done", "b.nii.gz", None, "")
     assert entry["input"] == digest_of([scans / "b.nii.gz"])
-    assert sorted(path.name for path in output.iterdir()) == ["a.nii.gz", "b.nii.gz", "c.nii.gz", "predictions.json"]
+    tables = ["predictions.json", "status.csv", "volumes.csv"]
+    assert left(output) == sorted([f"{name}{ending}" for name in "abc" for ending in (".nii.gz", "_volumes.csv")] + tables)
 
 
 def test_files_are_predicted_alone_or_together(load, scans, output):
@@ -175,15 +182,15 @@ def test_a_rerun_repeats_what_changed_or_vanished(load, scans, output, write_sca
 
 def test_a_run_that_was_cut_short_is_finished_by_the_next(load, scans, output, monkeypatch):
     model = load()
-    predict, calls = model.predict, []
+    answer, calls = model.answer, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return predict(*arguments)
+        return answer(*arguments, **options)
 
-    monkeypatch.setattr(model, "predict", interrupted)
+    monkeypatch.setattr(model, "answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, scans, output)
     assert {name: entry["status"] for name, entry in manifest(output)["cases"].items()} == {
@@ -206,7 +213,7 @@ def test_results_of_another_model_or_other_options_are_not_mixed(load, scans, ou
     with pytest.raises(UsageError, match="holds predictions of another model or with other options"):
         run(other, scans, output)
     with pytest.raises(UsageError, match="or --overwrite"):
-        run(load(), scans, output, overlap=0.25)
+        run(load(), scans, output, settings=Settings(overlap=0.25))
     assert times(output) == before
     assert outcome(run(other, scans / "a.nii.gz", output, overwrite=True)) == {"a": "done"}
     content = manifest(output)
@@ -284,7 +291,7 @@ def test_a_case_cannot_be_written_outside_of_the_folder(load, scans, output, nam
 
 def test_an_overlap_that_makes_no_sense_leaves_no_trace(load, scans, output):
     with pytest.raises(UsageError, match=r"`overlap` to be at least 0 and below 1, but got 1\.5"):
-        run(load(), scans, output, overlap=1.5)
+        run(load(), scans, output, settings=Settings(overlap=1.5))
     assert not output.exists()
 
 
@@ -338,14 +345,14 @@ def test_broken_cases_are_recorded_and_the_rest_go_on(load, scans, output, write
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nto …")])
 def test_a_scan_too_large_for_the_memory_is_one_failed_case(load, scans, output, monkeypatch, error):
     model = load()
-    predict = model.predict
+    answer = model.answer
 
-    def limited(image, *arguments):
-        if image.path.name == "b.nii.gz":
+    def limited(ready, **options):
+        if ready.source.path.name == "b.nii.gz":
             raise error
-        return predict(image, *arguments)
+        return answer(ready, **options)
 
-    monkeypatch.setattr(model, "predict", limited)
+    monkeypatch.setattr(model, "answer", limited)
     statuses = run(model, scans, output)
     assert outcome(statuses) == {"a": "done", "b": "failed", "c": "done"}
     assert statuses["b"].error == f"{scans / 'b.nii.gz'}: there is not enough memory to segment it"
@@ -353,7 +360,7 @@ def test_a_scan_too_large_for_the_memory_is_one_failed_case(load, scans, output,
 
 def test_a_scan_whose_classes_exceed_the_free_memory_is_one_failed_case(load, scans, output, write_scan, monkeypatch):
     write_scan(scans / "b.nii.gz", np.zeros((40, 40, 40), dtype=np.float32))
-    monkeypatch.setattr("medseg_se.inference.model.free_memory", lambda: 1e6)
+    monkeypatch.setattr("medseg_se.inference.passage.free_memory", lambda: 3e5)
     statuses = run(load(), scans, output)
     assert outcome(statuses) == {"a": "done", "b": "failed", "c": "done"}
     assert "free memory for the 3 classes of" in statuses["b"].error
@@ -385,14 +392,15 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(load, scans, o
 
     def full(descriptor):
         synced.append(descriptor)
-        if len(synced) > 3:  # the record, the label map of a, the record again
+        if len(synced) > 4:  # the record as two tables, the label map and the volumes of a
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match=r"Cannot write .*b\.nii\.gz: the disk is full; free some space"):
         run(model, scans, output)
-    assert sorted(path.name for path in output.iterdir()) == ["a.nii.gz", "predictions.json"]
+    assert [name for name in left(output) if name[0] != "."] == ["a.nii.gz", "a_volumes.csv", "predictions.json", "status.csv"]
+    assert not list(output.glob(".*.part"))
     monkeypatch.setattr(os, "fsync", sync)
     before = times(output)
     run(model, scans, output)

@@ -8,7 +8,8 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 
 from medseg_se.errors import UsageError
-from medseg_se.inference.tiling import gaussian_weights, tile_starts, tiled_logits
+from medseg_se.inference.streaming import tiled_logits
+from medseg_se.inference.tiling import gaussian_weights, tile_starts
 
 
 def scan(*shape, seed=0):
