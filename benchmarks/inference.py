@@ -132,7 +132,7 @@ def train(arguments: argparse.Namespace) -> Found:
         "model.network_options": {"conv_bias": True},
         "model.deep_supervision": False,
         "model.ema": 0.0,
-        "model.lr": 1e-3,
+        "model.lr": 3e-4,
         "data.source": work / "dataset",
         "data.store": work / "prepared",
         "data.fold": None,

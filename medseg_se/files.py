@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -120,6 +121,9 @@ def alone(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system that has no locks
+                yield
+                return
             raise UsageError(
                 f"Another run is writing to {path.parent}. Wait until it has ended, or choose another folder."
             ) from error

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Literal
 
 from medseg_se.errors import UsageError
-
-if TYPE_CHECKING:
-    from medseg_se.inference.engines.base import EngineName
-    from medseg_se.inference.settings import Settings
 
 
 def predict(
@@ -89,6 +85,7 @@ def predict(
     from medseg_se.hardware import keep_freed_memory
     from medseg_se.inference.inputs import find_cases
     from medseg_se.inference.predict import Shard, choose_cases, predict_cases, render
+    from medseg_se.inference.settings import Settings
     from medseg_se.inference.source import ModelSource
 
     keep_freed_memory()
@@ -104,7 +101,7 @@ def predict(
         _weights(weights),
         device,
         precision,
-        cast("EngineName", "auto" if cluster else engine),  # another one is refused when the model is loaded
+        "auto" if cluster else engine,
         raw,
         tuple(path for case in find_cases([calibrate], 1) for path in case.images) if calibrate else (),
         least_dice,
@@ -120,7 +117,7 @@ def predict(
         model,
         chosen,
         Path(output),
-        _settings(quality, model.mirror, overlap, mirror, skip, tiles),
+        Settings.of_quality(quality, model.mirror, overlap=overlap, mirror=mirror, skip=skip, tiles=tiles),
         probabilities=probabilities,
         uncertainty=uncertainty,
         report=not no_volumes,
@@ -135,24 +132,6 @@ def predict(
     )
     render(statuses, console)
     return 1 if any(status.status != "done" for status in statuses.values()) else 0
-
-
-def _settings(
-    quality: Literal["fast", "balanced", "best"],
-    trained: tuple[str, ...],
-    overlap: float | None,
-    mirror: str | None,
-    skip: str | None,
-    tiles: str | None,
-) -> Settings:
-    """Return the settings of a quality with what was asked for besides."""
-    from medseg_se.inference.settings import Settings
-
-    changes: dict[str, Any] = {"overlap": overlap, "skip": skip, "tiles": tiles}
-    if mirror is not None:
-        named = {"none": (), "trained": trained}
-        changes["mirror"] = named[mirror] if mirror in named else tuple(mirror.replace(" ", "").split(","))
-    return Settings.of_quality(quality, trained, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _weights(text: str | None) -> tuple[float, ...] | None:

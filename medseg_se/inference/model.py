@@ -26,6 +26,7 @@ from medseg_se.inference.engines.checked import CheckedEngine
 from medseg_se.inference.frame import Frame
 from medseg_se.inference.passage import Ready
 from medseg_se.inference.postprocessing import PostProcessing
+from medseg_se.inference.published import read_published
 from medseg_se.inference.settings import Settings
 from medseg_se.inference.streaming import Sweep, tiled_logits
 from medseg_se.inference.tiling import at_least
@@ -103,7 +104,7 @@ class Model:
         """Load a checkpoint; nothing in the file is executed.
 
         Args:
-            path: A checkpoint written by `medseg-se fit` or `medseg-se cv`.
+            path: A checkpoint written by `medseg-se fit` or `medseg-se cv`, or safetensors written by `medseg-se export`.
             device: "auto", "cpu", "cuda", "cuda:1" or "mps".
             precision: "bf16" and "fp16" are faster where the hardware has them, and round; "auto" takes one where it has. They
                 are used as long as they decide as float32 does on the first tiles. "int8" is calibrated with scans.
@@ -117,7 +118,8 @@ class Model:
             UsageError: The device does not exist, or cannot compute in that precision.
         """
         path = Path(path)
-        description, state, digest = read_checkpoint(path)
+        published = path.suffix == ".safetensors"
+        description, state, digest = read_published(path) if published else read_checkpoint(path)
         if (task := description.get("task", "segmentation")) != "segmentation":
             raise CheckpointError(
                 f"Expected a checkpoint of a segmentation, but {path} is of a {task}. Judge it with `medseg-se validate` or "

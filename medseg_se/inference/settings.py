@@ -48,23 +48,39 @@ class Settings:
         return {**asdict(self), "mirror": list(self.mirror)}
 
     @classmethod
-    def of_quality(cls, quality: Quality, mirror: tuple[str, ...] = (), **changes: Any) -> Settings:
+    def of_quality(
+        cls,
+        quality: Quality,
+        trained: tuple[str, ...] = (),
+        *,
+        overlap: float | None = None,
+        mirror: str | None = None,
+        skip: Skip | None = None,
+        tiles: Tiles | None = None,
+    ) -> Settings:
         """Return the settings of a quality; docs/prediction.md has what each was measured to take and to give.
 
         Args:
             quality: "fast": tiles overlap by a quarter, are fitted to the scan, and leave the air out. "balanced": tiles
                 overlap by half. "best": mirror images are asked besides.
-            mirror: Directions of the mirror images that the model was trained on, for "best".
-            changes: Settings that are to be others than those of the quality.
+            trained: Directions along which patches were mirrored in training.
+            overlap: In place of that of the quality.
+            mirror: The same: "none", "trained", or directions separated by commas.
+            skip: The same.
+            tiles: The same.
 
         Raises:
-            UsageError: There is no such quality, or a change makes no sense.
+            UsageError: There is no such quality, or a setting makes no sense.
         """
         if quality not in get_args(Quality):
             raise unknown_name("quality", quality, get_args(Quality))
         chosen: dict[Quality, dict[str, Any]] = {
             "fast": {"overlap": 0.25, "skip": "air", "tiles": "fitted"},
             "balanced": {},
-            "best": {"mirror": mirror},
+            "best": {"mirror": trained},
         }
-        return cls(**{**chosen[quality], **changes})
+        given: dict[str, Any] = {"overlap": overlap, "mirror": None, "skip": skip, "tiles": tiles}
+        if mirror is not None:
+            words = {"none": (), "trained": trained}
+            given["mirror"] = words[mirror] if mirror in words else tuple(mirror.replace(" ", "").split(","))
+        return cls(**{**chosen[quality], **{name: value for name, value in given.items() if value is not None}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from medseg_se.inference.engines.base import EngineName, EnginePrecision
@@ -30,8 +30,8 @@ class ModelSource:
     checkpoints: tuple[Path | str, ...]
     weights: tuple[float, ...] | None = None
     device: str = "auto"
-    precision: EnginePrecision = "fp32"
-    engine: EngineName = "torch"
+    precision: str = "fp32"
+    engine: str = "torch"
     raw: bool = False
     calibration: tuple[Path | str, ...] = ()
     least_dice: float = 0.99
@@ -49,8 +49,8 @@ class ModelSource:
             self.checkpoints,
             self.weights,
             self.device,
-            self.precision,
-            engine=self.engine,
+            cast("EnginePrecision", self.precision),  # what is neither is refused there
+            engine=cast("EngineName", self.engine),
             raw=self.raw,
             calibration=self.calibration,
             least_dice=self.least_dice,

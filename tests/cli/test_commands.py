@@ -215,11 +215,11 @@ def test_checkpoints_and_weights_that_do_not_fit(capsys, checkpoint, dataset, tm
 
 
 def test_predict_on_a_full_disk_exits_with_2_and_the_next_run_finishes(capsys, checkpoint, dataset, tmp_path, monkeypatch):
-    sync, synced = os.fsync, []
+    sync, refused = os.fsync, []
 
     def full(descriptor):
-        synced.append(descriptor)
-        if len(synced) == 4:
+        if ".b.nii.gz." in Path(f"/proc/self/fd/{descriptor}").readlink().name and not refused:
+            refused.append(descriptor)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)
 
@@ -227,22 +227,23 @@ def test_predict_on_a_full_disk_exits_with_2_and_the_next_run_finishes(capsys, c
     command = ["predict", checkpoint, dataset / "imagesTr", "--output", tmp_path / "p"]
     assert run(*command) == 2
     assert "b.nii.gz: the disk is full; free some space and run the same command again." in complaint(capsys)
-    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["a.nii.gz", "predictions.json"]
+    left = ["a.nii.gz", "a_volumes.csv", "predictions.json", "status.csv"]
+    assert sorted(path.name for path in (tmp_path / "p").iterdir() if path.name != ".predictions.lock") == left
     assert run(*command) == 0
     assert results(tmp_path / "p") == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_next_run_finishes(capsys, checkpoint, dataset, tmp_path, monkeypatch):
-    predict = Model.predict
+    answer = Model.answer
 
-    def interrupted(model, image, *arguments):
-        if image.path.name == "b.nii.gz":
+    def interrupted(model, ready, **options):
+        if ready.source.path.name == "b.nii.gz":
             os.kill(os.getpid(), signal.SIGINT)
-        return predict(model, image, *arguments)
+        return answer(model, ready, **options)
 
     command = ["predict", checkpoint, dataset / "imagesTr", "--output", tmp_path / "p"]
     with monkeypatch.context() as patch:
-        patch.setattr(Model, "predict", interrupted)
+        patch.setattr(Model, "answer", interrupted)
         assert run(*command) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
     assert results(tmp_path / "p") == ["a.nii.gz"]

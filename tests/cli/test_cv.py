@@ -156,7 +156,7 @@ def test_all_folds_predict_together(work, call):
     code, printed, _ = call("predict", "cv", str(scan), "--output", "out", "--device", "cpu")
     assert code == 0
     assert "trained on 1 of these scans" in printed
-    together = load_model(sorted(Path("cv/model").iterdir()), device="cpu").predict(read_image(scan))
+    together = load_model(sorted(Path("cv/model").glob("*.ckpt")), device="cpu").predict(read_image(scan))
     assert np.array_equal(read_labels("out/brain_001.nii.gz").array, together.labels.array)
     code, _, messages = call("predict", "cv", "data", "--output", "v", "--cases", "validation")
     assert (code, "None of the 6 scans is a validation scan" in messages) == (2, True)

@@ -255,7 +255,7 @@ def test_the_order_of_the_channels_matters(write):
 
 
 def test_members_of_two_precisions_are_refused(write, monkeypatch):
-    monkeypatch.setattr("medseg_se.inference.model.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("medseg_se.inference.engines.base.has_bfloat16", lambda device: True)
     path = write("model")
     with pytest.raises(CheckpointError, match=r"the same precision, but .* have bf16 and fp32"):
         Ensemble([Model.load(path, "cpu"), Model.load(path, "cpu", "bf16")])
@@ -330,10 +330,10 @@ def test_the_record_names_every_checkpoint_and_its_share(views, scans, tmp_path)
 
 def test_a_scan_whose_probabilities_exceed_the_free_memory_is_one_failed_case(views, scans, tmp_path, write_scan, monkeypatch):
     write_scan(scans / "b.nii.gz", np.zeros((40, 40, 40), dtype=np.float32))
-    monkeypatch.setattr("medseg_se.inference.ensemble.free_memory", lambda: 1e6)
+    monkeypatch.setattr("medseg_se.inference.passage.free_memory", lambda: 3e5)
     statuses = run(ensemble(views), scans, tmp_path / "p")
     assert {name: status.status for name, status in statuses.items()} == {"a": "done", "b": "failed", "c": "done", "d": "done"}
-    assert "free memory for the probabilities of 3 classes of" in statuses["b"].error
+    assert "free memory for the 3 classes of" in statuses["b"].error
     assert "b.nii.gz on (40, 40, 40) voxels" in statuses["b"].error
 
 

@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from monai.data.utils import compute_importance_map
@@ -9,7 +10,7 @@ from torch import nn
 
 from medseg_se.errors import UsageError
 from medseg_se.inference.streaming import tiled_logits
-from medseg_se.inference.tiling import gaussian_weights, tile_starts
+from medseg_se.inference.tiling import fitted_tile, gaussian_weights, tile_starts
 
 
 def scan(*shape, seed=0):
@@ -143,3 +144,34 @@ def test_coarse_logits_are_summed_in_float32():
     found = tiled_logits(lambda tiles: tiles.bfloat16(), image, (8, 8, 8), overlap=0.75)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, image.bfloat16().float(), rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- fitted tiles
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile", "expected"),
+    [
+        ((35, 50, 35), (32, 48, 32), (40, 64, 40)),  # a little longer than a tile: one instead of eight
+        ((32, 48, 30), (32, 48, 32), (32, 48, 32)),  # no longer
+        ((244, 202, 224), (96, 96, 96), (96, 96, 96)),  # much longer
+        ((64, 40, 40), (32, 32, 32), (32, 40, 40)),  # twice as long
+        ((200, 180, 60), (128, 128, 1), (200, 192, 1)),  # slices
+    ],
+)
+def test_tiles_are_fitted_to_scans_that_are_a_little_larger(shape, tile, expected):
+    assert fitted_tile(shape, tile) == expected
+
+
+def test_a_fitted_tile_never_computes_more_and_its_lengths_are_few():
+    def work(shape, tile):
+        counts = [len(tile_starts(max(n, size), size, 0.25)) for n, size in zip(shape, tile, strict=True)]
+        return np.prod(counts) * np.prod(tile)
+
+    lengths = set()
+    for length in range(20, 150):
+        shape = (length, 50, 40)
+        found = fitted_tile(shape, (40, 48, 40))
+        assert work(shape, found) <= work(shape, (40, 48, 40))
+        lengths.add(found[0])
+    assert lengths <= {40, 56, 64, 72, 80}
