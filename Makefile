@@ -24,7 +24,9 @@ demo: .venv/demo.done
 
 test: .venv/test.done
 	@echo "==> running the tests"
-	$(BIN)/python -m pytest -q -n auto --maxprocesses=8 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses=8 -m "not slow and not gpu and not engines"
+	@echo "==> running the tests of inference engines, which do not share a process with training"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses=8 -m "engines and not slow and not gpu"
 
 lint: .venv/dev.done
 	@echo "==> style"

@@ -108,3 +108,12 @@ def write_decathlon(write_scan):
         return folder
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def _torch_computes(request, monkeypatch):
+    """Let "auto" stand for torch, except in tests of engines: a training in a process that has loaded others can end it."""
+    if "engines" not in request.keywords:
+        for module in ("base", "checked"):
+            monkeypatch.setattr(f"medseg_se.inference.engines.{module}.best_engine", lambda device: "torch")
+        monkeypatch.setattr("medseg_se.inference.model.best_engine", lambda device: "torch")

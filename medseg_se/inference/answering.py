@@ -81,7 +81,7 @@ def answer(
         written = gathered.probabilities.finish() if gathered.probabilities else None
         entropy = gathered.entropy.result() if gathered.entropy else None
     network = sum(passage.asker.seconds for passage in passages)
-    notes = tuple(dict.fromkeys(note for passage in passages for note in passage.all_notes()))
+    notes = tuple(dict.fromkeys(note for passage in passages for note in passage.notes))
     took = {"network": network, "rest": time.perf_counter() - started - network}
     return Prediction(labels, written, entropy, notes, took)
 

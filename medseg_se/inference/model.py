@@ -144,11 +144,6 @@ class Model:
             ) from error
         return model
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a person should know about how it computes; complete once there was a scan."""
-        return tuple(dict.fromkeys(note for engine in list(self._engines.values()) for note in engine.notes))
-
     def leave_raw(self) -> None:
         """Leave out the post-processing that is stored with the model, from now on."""
         if self.postprocessing:
@@ -215,10 +210,16 @@ class Model:
             return logits
         return self._engine_for(tiles)(tiles)
 
-    def warm_up(self, tiles: Tensor) -> None:
-        """Make the engine for tiles (N, C, *tile) of this shape and check it on them, unless that has been done."""
-        if not self._is_plain:
-            self._engine_for(tiles).prepare(tiles)
+    def warm_up(self, tiles: Tensor) -> tuple[str, ...]:
+        """Make the engine for tiles (N, C, *tile) of this shape and check it on them, unless that has been done.
+
+        Returns what a person should know about how it computes.
+        """
+        if self._is_plain:
+            return ()
+        engine = self._engine_for(tiles)
+        engine.prepare(tiles)
+        return engine.notes
 
     @property
     def _is_plain(self) -> bool:

@@ -106,10 +106,6 @@ class Passage:
         found = every.softmax(-1) if self.model.regions is None else every.sigmoid()
         return self.ready.frame.in_file(found, self.axis).cpu()
 
-    def all_notes(self) -> list[str]:
-        """Return what a person should know about the pass, and about how its model computes."""
-        return [*self.notes, *self.model.notes]
-
     def _kind_of_sums(self) -> torch.dtype:
         """Return the type of the sums in the ring; refuse a scan whose ring exceeds the memory."""
         maps = self.model.maps
@@ -148,7 +144,7 @@ class Passage:
         boxes = [tuple(slice(s, s + n) for s, n in zip(corner, self.tile, strict=True)) for corner in dict.fromkeys(corners)]
         tiles = torch.stack([padded[(slice(None), *box)] for box in boxes])
         flat = self.model.flat_axis
-        self.model.warm_up(tiles if flat is None else tiles.squeeze(flat + 2))
+        self.notes += self.model.warm_up(tiles if flat is None else tiles.squeeze(flat + 2))
 
     def _leave_out_air(self, image: Tensor) -> None:
         padded, _ = at_least(image, self.tile)

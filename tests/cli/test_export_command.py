@@ -6,6 +6,8 @@ from known_network import write_checkpoint
 from medseg_se.cli.export import export
 from medseg_se.cli.main import guarded, run_function
 
+pytestmark = pytest.mark.engines
+
 UNET = {"network": "unet", "options": {"channels": [4, 6]}, "tile": [8, 8, 8]}
 
 

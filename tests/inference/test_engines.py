@@ -22,6 +22,8 @@ from medseg_se.inference.engines.checked import CheckedEngine
 from medseg_se.inference.engines.conversion import source_digest
 from medseg_se.networks import build_network
 
+pytestmark = pytest.mark.engines
+
 CPU = torch.device("cpu")
 SHAPE, BATCH = (1, 8, 8, 8), 2
 CONVERTED = ("openvino", "onnx")

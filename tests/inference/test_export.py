@@ -18,6 +18,8 @@ from medseg_se.networks import NETWORKS
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume, read_image, read_labels
 
+pytestmark = pytest.mark.engines
+
 ENDINGS = {name: (form.endings or ("",))[0] for name, form in FORMS.items()}
 
 

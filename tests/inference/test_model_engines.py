@@ -12,6 +12,8 @@ from medseg_se.inference.model import Model
 from medseg_se.inference.settings import Settings
 from medseg_se.volumes import Volume, write_volume
 
+pytestmark = pytest.mark.engines
+
 pytest.importorskip("openvino")
 UNET = {"channels": [4, 8]}
 

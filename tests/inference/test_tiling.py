@@ -156,7 +156,7 @@ def test_coarse_logits_are_summed_in_float32():
         ((32, 48, 30), (32, 48, 32), (32, 48, 32)),  # no longer
         ((244, 202, 224), (96, 96, 96), (96, 96, 96)),  # much longer
         ((64, 40, 40), (32, 32, 32), (32, 40, 40)),  # twice as long
-        ((200, 180, 60), (128, 128, 1), (200, 192, 1)),  # slices
+        ((200, 180, 60), (128, 128, 1), (224, 192, 1)),  # slices
     ],
 )
 def test_tiles_are_fitted_to_scans_that_are_a_little_larger(shape, tile, expected):

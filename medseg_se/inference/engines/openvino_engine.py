@@ -103,10 +103,8 @@ class OpenVINOEngine:
             request = self._requests.pop()  # one to a call: no two threads share it
         except IndexError:
             request = self._compiled.create_infer_request()
-        answer = np.empty(self._compiled.output(0).shape, dtype=np.float32)
-        request.set_output_tensor(load_optional("openvino").Tensor(answer, shared_memory=True))  # ours, safe from the next call
         try:
-            request.infer({0: whole}, share_inputs=True, share_outputs=True)
+            answer = request.infer({0: whole}, share_inputs=True, share_outputs=False)[0]  # a copy, safe from the next call
         finally:
             self._requests.append(request)
         return torch.from_numpy(answer).movedim(-1, 1)[: len(tiles)]
