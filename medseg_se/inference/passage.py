@@ -109,14 +109,7 @@ class Passage:
     def _kind_of_sums(self) -> torch.dtype:
         """Return the type of the sums in the ring; refuse a scan whose ring exceeds the memory."""
         maps = self.model.maps
-        sweep = Sweep.over(
-            [max(size, part) for size, part in zip(self.shape, self.tile, strict=True)],
-            self.tile,
-            self.settings.overlap,
-            self.own_axis,
-            self.reverse,
-            self.model.batch,
-        )
+        sweep = sweep_of(self.model, self.ready, self.axis, self.settings)
         kind = torch.float32
         if ring_bytes(self.shape, sweep, maps) > LARGE_RING:
             kind = torch.float16
@@ -148,7 +141,7 @@ class Passage:
 
     def _leave_out_air(self, image: Tensor) -> None:
         padded, _ = at_least(image, self.tile)
-        sweep = Sweep.over(padded.shape[1:], self.tile, self.settings.overlap, self.own_axis, self.reverse, self.model.batch)
+        sweep = sweep_of(self.model, self.ready, self.axis, self.settings)
         corners = [corner for batch in sweep.batches for corner in batch]
         with torch.inference_mode():
             self.asker.known, note = empty_tiles(self.asker.ask, self._structures_in, padded, self.tile, corners)
@@ -175,17 +168,22 @@ def tile_of(model: Model, ready: Ready, settings: Settings) -> tuple[int, ...]:
     return fitted_tile(ready.image.shape[1:], model.tile) if settings.tiles == "fitted" else model.tile
 
 
+def sweep_of(model: Model, ready: Ready, axis: int, settings: Settings) -> Sweep:
+    """Return the order in which tiles cover a scan, continued to a tile at least, along `axis` of its file."""
+    tile = tile_of(model, ready, settings)
+    shape = [max(size, part) for size, part in zip(ready.image.shape[1:], tile, strict=True)]
+    own, reverse = ready.frame.prepared_axis(axis)
+    return Sweep.over(shape, tile, settings.overlap, own, reverse, model.batch)
+
+
 def cheapest_axis(models: list[tuple[Model, Ready]], settings: Settings) -> int:
     """Return the axis of the file along which the rings of all models together are smallest."""
 
     def bytes_along(axis: int) -> int:
         total = 0
         for model, ready in models:
-            own, reverse = ready.frame.prepared_axis(axis)
-            tile = tile_of(model, ready, settings)
-            shape = [max(size, part) for size, part in zip(ready.image.shape[1:], tile, strict=True)]
-            sweep = Sweep.over(shape, tile, settings.overlap, own, reverse, model.batch)
-            total += ring_bytes(shape, sweep, model.maps)
+            sweep = sweep_of(model, ready, axis, settings)
+            total += ring_bytes(ready.image.shape[1:], sweep, model.maps)
         return total
 
     return min(range(3), key=bytes_along)

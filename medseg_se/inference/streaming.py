@@ -62,11 +62,6 @@ class Sweep:
         """Return the slab at which a tile begins, counted in the order in which slabs become final."""
         return _place(corner[self.axis], length, self.tile[self.axis], self.reverse)
 
-    @property
-    def tiles(self) -> int:
-        """How many tiles there are."""
-        return sum(map(len, self.batches))
-
 
 def _place(start: int, length: int, thick: int, reverse: bool) -> int:
     return length - start - thick if reverse else start
