@@ -68,7 +68,7 @@ def ours(job: Job) -> Found:
     imported = time.time()
     keep_freed_memory()
     if job.get("unchecked"):  # how fast an engine is, whether or not this short training decides enough for it to pass
-        checked.LEAST_AGREEMENT = 0.0
+        checked.LEAST_AGREEMENT = checked.LEAST_DICE = 0.0
     model = Model.load(job["checkpoint"], "cpu", job["precision"], engine=job["engine"])
     if job.get("converted"):  # and checked: the engine only starts, which is part of loading as that of the peers is
         model.warm_up(torch.zeros(1, len(model.channels), *model.tile))

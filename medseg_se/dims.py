@@ -1,4 +1,4 @@
-"""2D and 3D from one code: a thin, typed face over MONAI's layer factories.
+"""2D and 3D from one code: a thin, typed face over PyTorch's layers.
 
 Sizes are given per axis or as one number for all axes; every function takes `spatial_dims` (2 or 3) first.
 """
@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import Tensor, nn
 
 from medseg_se.errors import UsageError, unknown_name
@@ -21,6 +20,7 @@ Size = int | Sequence[int]
 NormName = Literal["instance", "batch", "group", "none"]
 ActivationName = Literal["leaky_relu", "relu", "relu6", "prelu", "gelu", "silu"]
 
+_TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _ACTIVATIONS: dict[str, Any] = {
     "leaky_relu": lambda inplace: nn.LeakyReLU(0.01, inplace),
     "relu": nn.ReLU,
@@ -68,14 +68,15 @@ def conv(
         raise UsageError(f"Expected `kernel_size` to be odd along every axis, but got {kernel}.")
     padding = tuple(length // 2 for length in kernel)
     strides = per_axis(stride, spatial_dims, "stride")
-    layer: Any = Conv[Conv.CONV, 2] if spatial_dims == 2 else QuickConv3d
+    layer: Any = nn.Conv2d if spatial_dims == 2 else QuickConv3d
     return cast(nn.Module, layer(in_channels, out_channels, kernel, strides, padding, groups=groups, bias=bias))
 
 
 def transposed_conv(spatial_dims: int, in_channels: int, out_channels: int, stride: Size, *, bias: bool = True) -> nn.Module:
     """Return a transposed convolution that enlarges each axis by `stride`, every input voxel filling its own block."""
     strides = per_axis(stride, spatial_dims, "stride")
-    return cast(nn.Module, Conv[Conv.CONVTRANS, spatial_dims](in_channels, out_channels, strides, strides, bias=bias))
+    layer: Any = _TRANSPOSED[spatial_dims]
+    return cast(nn.Module, layer(in_channels, out_channels, strides, strides, bias=bias))
 
 
 def overlapping_transposed_conv(spatial_dims: int, in_channels: int, out_channels: int, stride: Size) -> nn.Module:
@@ -85,7 +86,8 @@ def overlapping_transposed_conv(spatial_dims: int, in_channels: int, out_channel
     """
     strides = per_axis(stride, spatial_dims, "stride")
     kernel, padding = tuple(2 * step - 1 for step in strides), tuple(step - 1 for step in strides)
-    return cast(nn.Module, Conv[Conv.CONVTRANS, spatial_dims](in_channels, out_channels, kernel, strides, padding))
+    layer: Any = _TRANSPOSED[spatial_dims]
+    return cast(nn.Module, layer(in_channels, out_channels, kernel, strides, padding))
 
 
 def resized(x: Tensor, shape: Sequence[int], mode: Literal["linear", "nearest"] = "linear") -> Tensor:
@@ -103,10 +105,11 @@ def max_pool(spatial_dims: int, stride: Size, kernel_size: Size | None = None) -
     With an odd `kernel_size` the blocks overlap and are centred as those of a convolution.
     """
     strides = per_axis(stride, spatial_dims, "stride")
+    layer: Any = nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d
     if kernel_size is None:
-        return cast(nn.Module, Pool[Pool.MAX, spatial_dims](strides, strides, ceil_mode=True))
+        return cast(nn.Module, layer(strides, strides, ceil_mode=True))
     kernel = per_axis(kernel_size, spatial_dims, "kernel_size")
-    return cast(nn.Module, Pool[Pool.MAX, spatial_dims](kernel, strides, tuple(length // 2 for length in kernel)))
+    return cast(nn.Module, layer(kernel, strides, tuple(length // 2 for length in kernel)))
 
 
 def average_pool(spatial_dims: int, stride: Size) -> nn.Module:
@@ -215,4 +218,6 @@ def dropout(spatial_dims: int, rate: float) -> nn.Module:
     """Return a layer that drops whole channels with probability `rate`; Identity at 0."""
     if not 0 <= rate < 1:
         raise UsageError(f"Expected `dropout` to be at least 0 and below 1, but got {rate}.")
-    return cast(nn.Module, Dropout[Dropout.DROPOUT, spatial_dims](rate)) if rate else nn.Identity()
+    if not rate:
+        return nn.Identity()
+    return nn.Dropout2d(rate) if spatial_dims == 2 else nn.Dropout3d(rate)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """The layout by the number of axes of a map."""
@@ -46,3 +48,27 @@ def lay_out_weights(network: nn.Module) -> None:
     for parameter in network.parameters():
         if parameter.device.type == "cpu" and parameter.ndim in _CHANNELS_LAST:
             parameter.data = parameter.data.contiguous(memory_format=_CHANNELS_LAST[parameter.ndim])
+
+
+_DRAWING = (Tensor.normal_, Tensor.uniform_)
+"""What initialisations call that PyTorch does not let be replaced as a whole."""
+
+
+class Uninitialised(TorchFunctionMode):
+    """A context in which layers are made without drawing their weights, which a checkpoint then brings; for this thread alone.
+
+    Drawing 30 million weights takes as long as reading them.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call a function, unless it fills a tensor as initialisations do."""
+        options = dict(kwargs or {})
+        if func in _DRAWING or getattr(func, "__module__", None) == "torch.nn.init":
+            return options.get("tensor", args[0] if args else None)
+        return func(*args, **options)

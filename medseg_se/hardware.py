@@ -73,3 +73,14 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def return_freed_memory() -> None:
+    """Hand all memory that the process has freed back to the system, where its C library can: see `keep_freed_memory`.
+
+    For the step from one kind of work to another, of which neither should pay for what the other needed.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return

@@ -40,7 +40,8 @@ def _list(described: list[NetworkDescription], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from medseg_se.networks.monai_networks import MONAI_NETWORKS, PREFIX
+    from medseg_se.networks import MONAI_PREFIX
+    from medseg_se.networks.monai_networks import MONAI_NETWORKS
 
     for kind, title in (("segmentation", "For segmentation"), ("classification", "For classification and regression")):
         table = Table(title=title, title_justify="left")
@@ -51,7 +52,7 @@ def _list(described: list[NetworkDescription], console: Console) -> None:
             if each.kind == kind:
                 table.add_row(Text(each.name), _size(each, 2), _size(each, 3), Text(each.paper))
         console.print(table)
-    theirs = ", ".join(PREFIX + each for each in MONAI_NETWORKS)
+    theirs = ", ".join(MONAI_PREFIX + each for each in MONAI_NETWORKS)
     console.print(Text("MONAI's networks: " + theirs))
     console.print("`medseg-se networks NAME` shows the options of one. Sizes are parameters.", highlight=False, markup=False)
 

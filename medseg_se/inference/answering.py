@@ -89,8 +89,8 @@ def answer(
 def _label(passage: Passage, gathered: Gathering, axis: int) -> None:
     """Decide every voxel that was not cut away, the shortest way."""
     inside = passage.ready.frame.inside
-    for place, maps in enumerate(passage, start=inside[axis].start):
-        gathered.labels.put(axis, place, passage.decided(maps), plane_of(inside, axis))
+    for place, slab in enumerate(passage, start=inside[axis].start):
+        gathered.labels.put(axis, place, passage.decided(slab), plane_of(inside, axis))
 
 
 def _averaged(maps: int, voices: Sequence[Voice], passages: Sequence[Passage], axis: int, background: bool) -> Iterator[Tensor]:

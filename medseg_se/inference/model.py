@@ -17,7 +17,7 @@ from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.regions import Regions
 from medseg_se.data.scan import read_channels
 from medseg_se.errors import CheckpointError, DataError, MedsegError, UsageError
-from medseg_se.execution import lay_out_weights
+from medseg_se.execution import Uninitialised, lay_out_weights
 from medseg_se.hardware import best_device
 from medseg_se.inference.answering import Prediction, Voice, answer
 from medseg_se.inference.engines.base import EngineName, EnginePrecision, best_engine, check_engine
@@ -129,9 +129,10 @@ class Model:
         _check_engine(engine, precision, target, calibration)
         try:
             parts = description["network"]
-            network = build_network(
-                parts["name"], parts["in_channels"], parts["num_classes"], parts["spatial_dims"], **parts["options"]
-            )
+            with Uninitialised():
+                network = build_network(
+                    parts["name"], parts["in_channels"], parts["num_classes"], parts["spatial_dims"], **parts["options"]
+                )
             network.load_state_dict(state)
             model = cls(network, description, digest, target, precision)
             model.path, model.engine, model.least_dice = path, engine, least_dice

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from medseg_se.errors import DataError
-from medseg_se.hardware import free_memory
+from medseg_se.hardware import free_memory, return_freed_memory
 from medseg_se.inference.air import empty_tiles
 from medseg_se.inference.asking import Asker, Mirrors
 from medseg_se.inference.frame import Frame, without
-from medseg_se.inference.planes import Plane, along
+from medseg_se.inference.planes import Between, Plane, along
 from medseg_se.inference.settings import Settings
 from medseg_se.inference.streaming import Sweep, logit_slabs, ring_bytes
 from medseg_se.inference.tiling import at_least, fitted_tile
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 LARGE_RING = 3 * 2**29
 """Bytes of a ring of slabs above which sums are kept in half precision: about 100 classes on 270 x 270 voxels, 64 deep."""
+
+LARGE_SCAN = 2**26
+"""Voxels of a file from which its memory counts more than the time to take it anew."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,15 @@ class Passage:
         old, new = without(self.shape, self.own_axis), without(ready.frame.cut_shape, self.own_axis)
         self.plane = Plane(old, new, model.device)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield the logits (A, B, maps) of every slab that was not cut away, in the order in which they lie in the file.
+    def __iter__(self) -> Iterator[Between]:
+        """Yield every slab that was not cut away, in the order in which they lie in the file.
 
-        A and B are the other axes of the prepared scan, at its own spacing.
+        Along the other axes they have the prepared scan's own spacing.
         """
         image = self.ready.image.to(self.model.device)
         self._show_the_middle(image)
+        if math.prod(self.ready.frame.shape) > LARGE_SCAN:
+            return_freed_memory()  # of reading, preparing and checking
         if self.settings.skip == "air":
             self._leave_out_air(image)
         slabs = logit_slabs(
@@ -91,18 +96,18 @@ class Passage:
         finite = map(self._checked, self.model.watched(slabs, self.own_axis, self.reverse))
         return along(finite, self.shape[self.own_axis], self.ready.frame.cut_shape[self.own_axis])
 
-    def decided(self, maps: Tensor) -> Tensor:
+    def decided(self, slab: Between) -> Tensor:
         """Return the structure indices (X, Y) of a slab as it lies in the file."""
         if self.model.regions is None:
-            found = self.plane.largest(maps)
+            found = self.plane.largest(slab)
         else:
-            every = self.plane.every(maps)
+            every = self.plane.every(slab.maps)
             found = self.model.regions.label_map(lambda place: every[..., place] > 0)
         return self.ready.frame.in_file(found, self.axis).cpu()
 
-    def probabilities(self, maps: Tensor) -> Tensor:
+    def probabilities(self, slab: Between) -> Tensor:
         """Return the probabilities (X, Y, maps) of a slab as it lies in the file, float32."""
-        every = self.plane.every(maps)
+        every = self.plane.every(slab.maps)
         found = every.softmax(-1) if self.model.regions is None else every.sigmoid()
         return self.ready.frame.in_file(found, self.axis).cpu()
 

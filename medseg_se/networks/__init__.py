@@ -22,7 +22,6 @@ from medseg_se.networks.fpn import FPN
 from medseg_se.networks.inception import Inception
 from medseg_se.networks.mobilenetv2 import MobileNetV2
 from medseg_se.networks.mobilenext import MobileNeXt
-from medseg_se.networks.monai_networks import PREFIX, find_monai_network
 from medseg_se.networks.placement import has_attention
 from medseg_se.networks.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from medseg_se.networks.resnetv2 import resnet18v2, resnet34v2, resnet50v2, resnet101v2, resnet152v2
@@ -67,7 +66,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "unet_roy2018": unet_roy2018,
 }
 
-__all__ = ["NETWORKS", "UNet", "build_network", "find_network"]
+MONAI_PREFIX = "monai:"
+
+__all__ = ["MONAI_PREFIX", "NETWORKS", "UNet", "build_network", "find_network"]
 
 
 def find_network(name: str) -> Callable[..., nn.Module]:
@@ -76,7 +77,9 @@ def find_network(name: str) -> Callable[..., nn.Module]:
     Raises:
         UsageError: Unknown name.
     """
-    if name.startswith(PREFIX):
+    if name.startswith(MONAI_PREFIX):
+        from medseg_se.networks.monai_networks import find_monai_network  # takes two seconds to import
+
         return find_monai_network(name)
     if name not in NETWORKS:
         raise unknown_name("network", name, NETWORKS)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from medseg_se.errors import unknown_name
+from medseg_se.networks import MONAI_PREFIX
 from medseg_se.networks.base import preset
 from medseg_se.networks.monai_classification import DenseNet, EfficientNetBN, ResNet, SENet, ViT
 from medseg_se.networks.monai_segmentation import (
@@ -31,8 +32,6 @@ from medseg_se.networks.monai_segmentation import (
     VNet,
 )
 
-PREFIX = "monai:"
-
 
 def find_monai_network(name: str) -> Callable[..., nn.Module]:
     """Return what makes MONAI's network called `name`, which begins with ``monai:``.
@@ -40,9 +39,9 @@ def find_monai_network(name: str) -> Callable[..., nn.Module]:
     Raises:
         UsageError: Unknown name.
     """
-    known = name.removeprefix(PREFIX)
+    known = name.removeprefix(MONAI_PREFIX)
     if known not in MONAI_NETWORKS:
-        raise unknown_name("network", name, [PREFIX + other for other in MONAI_NETWORKS])
+        raise unknown_name("network", name, [MONAI_PREFIX + other for other in MONAI_NETWORKS])
     return MONAI_NETWORKS[known]
 
 

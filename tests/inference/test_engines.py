@@ -15,7 +15,7 @@ from medseg_se.hardware import has_bfloat16
 from medseg_se.inference.engines import base as engines_base
 from medseg_se.inference.engines import checked as checked_module
 from medseg_se.inference.engines import make_engine
-from medseg_se.inference.engines.agreement import Agreement, compare
+from medseg_se.inference.engines.agreement import Agreement, compare, decide
 from medseg_se.inference.engines.base import ConversionError, best_engine, best_precision
 from medseg_se.inference.engines.cache import Cache
 from medseg_se.inference.engines.checked import CheckedEngine
@@ -312,25 +312,38 @@ def test_where_nothing_can_be_kept_it_goes_on_and_says_so(name, tmp_path):
 # ------------------------------------------------------------------------------------------------------------------- the check
 
 
+def compared(ours, theirs, count=1, regions=False):
+    """Return how far two engines agree that answer every one of `count` tiles alike."""
+    one, other = (decide(lambda x, answer=answer: answer, torch.zeros(count, 1), regions) for answer in (ours, theirs))
+    return compare(one, other)
+
+
 def test_agreement_counts_voxels_and_the_worst_class():
     ours = torch.zeros(1, 3, 1, 1, 4)
     theirs = torch.zeros(1, 3, 1, 1, 4)
     for place, (one, other) in enumerate([(0, 0), (1, 1), (1, 1), (1, 0)]):
         ours[0, one, 0, 0, place] = theirs[0, other, 0, 0, place] = 1
-    assert compare(lambda x: ours, lambda x: theirs, torch.zeros(1, 1, 1, 1, 4)) == Agreement(0.75, pytest.approx(2 / 3), 2)
-    assert compare(lambda x: ours, lambda x: ours, torch.zeros(2, 1, 1, 1, 4)) == Agreement(1.0, 1.0, 2)
+    assert compared(ours, theirs) == Agreement(0.75, pytest.approx(2 / 3), 2)
+    assert compared(ours, ours, count=2) == Agreement(1.0, 1.0, 2)
+
+
+def test_a_class_of_a_few_voxels_does_not_decide():
+    ours, theirs = (torch.zeros(1, 2, 30, 30, 30) for _ in range(2))
+    ours[0, 1, 0, 0, 0] = theirs[0, 1, 0, 0, 1] = 1  # one voxel each, and not the same
+    assert compared(ours, theirs) == Agreement(1 - 2 / 27_000, pytest.approx(1, abs=1e-4), 2)
+    ours[0, 1, :3, 1, 0] = theirs[0, 1, :3, 1, 1] = 1
+    assert compared(ours, theirs).dice == 0
 
 
 def test_agreement_of_regions_is_about_signs():
     ours = torch.tensor([[3.0, -1, 2, -5], [1.0, 1, -1, -1]]).reshape(1, 2, 1, 1, 4)
     theirs = torch.tensor([[0.1, -9, 1, -1], [1.0, -1, -1, -1]]).reshape(1, 2, 1, 1, 4)
-    found = compare(lambda x: ours, lambda x: theirs, torch.zeros(1, 1, 1, 1, 4), regions=True)
-    assert found == Agreement(0.75, pytest.approx(2 / 3), 2)
+    assert compared(ours, theirs, regions=True) == Agreement(0.75, pytest.approx(2 / 3), 2)
 
 
 def test_what_is_not_finite_agrees_with_nothing():
     bad = torch.full((1, 2, 1, 1, 4), torch.nan)
-    assert compare(lambda x: bad, lambda x: -torch.ones_like(bad), torch.zeros(1, 1, 1, 1, 4), regions=True).voxels == 0
+    assert compared(bad, -torch.ones_like(bad), regions=True).voxels == 0
 
 
 def test_a_share_just_short_of_a_limit_does_not_look_as_if_it_met_it():
@@ -355,7 +368,7 @@ def test_a_precision_that_disagrees_is_replaced_by_float32(bfloat16, name, tmp_p
         torch.testing.assert_close(engine(x), Coarse()(x), rtol=1e-6, atol=1e-6)
         assert (engine.name, engine.precision) == (name, "fp32")
         assert f"{name} in bf16 is not used" in engine.notes[0]
-        assert "but at least 99.9% are asked for" in engine.notes[0]
+        assert "but at least 99.9% of the voxels and a Dice of 0.95 are asked for" in engine.notes[0]
         assert len(conversions) == (name == "openvino")
 
 
@@ -389,12 +402,20 @@ def test_an_engine_that_is_wrong_in_float32_is_replaced_by_torch(monkeypatch):
 
 def test_the_first_two_tiles_are_enough(monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        checked_module, "compare", lambda engine, reference, tiles, regions: seen.append(len(tiles)) or Agreement(1, 1, 2)
-    )
+    monkeypatch.setattr(checked_module, "compare", lambda ours, theirs: seen.append(len(theirs.tiles)) or Agreement(1, 1, 2))
     engine = checked(engine="onnx", batch=4)
     assert len(engine(tiles(4))) == 4
     assert seen == [2]
+
+
+@pytest.mark.skipif(not has_bfloat16(CPU), reason="OpenVINO computes in float32 here, whatever it is asked for")
+def test_the_network_answers_once_for_all_candidates(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        checked_module, "decide", lambda engine, *rest: asked.append((engine.name, engine.precision)) or decide(engine, *rest)
+    )
+    checked(Coarse(), "openvino", "bf16")(tiles())
+    assert asked == [("openvino", "bf16"), ("torch", "fp32"), ("openvino", "fp32")]
 
 
 def test_threads_that_come_at_once_make_one_engine(tmp_path, conversions):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from medseg_se.inference.asking import Asker
-from medseg_se.inference.planes import Plane, along
+from medseg_se.inference.planes import Between, Plane, Slab, along
 from medseg_se.inference.streaming import Sweep, logit_slabs, ring_bytes, tiled_logits
 from medseg_se.inference.tiling import gaussian_weights, tile_starts
 
@@ -134,20 +134,31 @@ def test_a_plane_is_resampled_linearly(old, new):
 @pytest.mark.parametrize("smooth", [False, True])
 def test_the_largest_map_is_that_of_the_interpolated_ones_bit_for_bit(old, new, smooth):
     rng = np.random.default_rng(1)
-    noise = rng.normal(size=(*old, 5)).astype(np.float32)
+    noise = rng.normal(size=(4, *old, 5)).astype(np.float32)
     if smooth:  # a few large areas, as a trained network answers: most places are decided without interpolating
-        centres = rng.uniform(0, max(old), size=(5, 2))
-        grid = np.stack(np.meshgrid(np.arange(old[0]), np.arange(old[1]), indexing="ij"), -1)
-        noise = noise / 4 - np.linalg.norm(grid[:, :, None] - centres, axis=-1).astype(np.float32)
+        centres = rng.uniform(0, max(old), size=(5, 3))
+        grid = np.stack(np.meshgrid(*(np.arange(n) for n in (4, *old)), indexing="ij"), -1)
+        noise = noise / 4 - np.linalg.norm(grid[..., None, :] - centres, axis=-1).astype(np.float32)
     plane = Plane(old, new, CPU)
-    maps = torch.from_numpy(noise)
-    assert torch.equal(plane.largest(maps), plane.every(maps).argmax(-1))
+    slabs = list(along(iter(torch.from_numpy(noise)), 4, 9))
+    expected = F.interpolate(torch.from_numpy(noise).permute(3, 0, 1, 2)[None], size=(9, *new), mode="trilinear")[0]
+    for slab, theirs in zip(slabs, expected.unbind(1), strict=True):
+        assert torch.equal(plane.largest(slab), plane.every(slab.maps).argmax(-1))
+        torch.testing.assert_close(plane.every(slab.maps).permute(2, 0, 1), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_two_planes_of_one_slab_do_not_mix_up_what_they_agree_on():
+    slab = Slab(torch.from_numpy(np.random.default_rng(0).normal(size=(6, 7, 3)).astype(np.float32)))
+    for new in ((9, 9), (12, 14), (9, 9)):
+        plane = Plane((6, 7), new, CPU)
+        assert torch.equal(plane.largest(Between(slab, slab, 0.0)), plane.every(slab.maps).argmax(-1))
 
 
 def test_of_equal_maps_the_first_is_the_largest():
     maps = torch.zeros(4, 5, 3)
     maps[2:, :, 1:] = 1
-    found = Plane((4, 5), (9, 11), CPU).largest(maps)
+    slab = Slab(maps)
+    found = Plane((4, 5), (9, 11), CPU).largest(Between(slab, slab, 0.0))
     assert set(found.unique().tolist()) == {0, 1}
 
 
@@ -160,6 +171,6 @@ def test_slabs_are_resampled_along_their_axis(old, new):
         yield from (torch.from_numpy(slab) for slab in slabs)
         ended.append(True)
 
-    found = torch.stack(list(along(source(), old, new)))
+    found = torch.stack([slab.maps for slab in along(source(), old, new)])
     np.testing.assert_allclose(found.numpy(), interpolated(slabs.astype(float), (new,)), atol=1e-5)
     assert ended == [True]  # whoever made the slabs has seen the end of them

@@ -9,6 +9,25 @@ import torch
 from torch import Tensor
 
 Answer = Callable[[Tensor], Tensor]
+_SLIVER = 1e-4
+"""Share of the voxels below which a class says little: at the edge of a tile, a few voxels more or less are its whole Dice."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What an engine decides about tiles.
+
+    Attributes:
+        tiles: Of each tile the classes (1, *spatial), or yes and no of its regions (regions, *spatial).
+        maps: How many classes, or regions, there are.
+        regions: Which of the two.
+        finite: Whether all its answers were.
+    """
+
+    tiles: tuple[Tensor, ...]
+    maps: int
+    regions: bool
+    finite: bool
 
 
 @dataclass(frozen=True)
@@ -17,8 +36,8 @@ class Agreement:
 
     Attributes:
         voxels: Share of the voxels with the same decision; 0 where an answer is not finite.
-        dice: The lowest Dice of all classes (or regions) that either engine finds; 1 if there is none.
-        found: How many classes (or regions) these are. One class alone says little.
+        dice: The lowest Dice of all classes (or regions) that fill a ten-thousandth of the tiles at least; 1 if there is none.
+        found: How many classes (or regions) either engine finds. One class alone says little.
     """
 
     voxels: float
@@ -31,39 +50,41 @@ class Agreement:
 
 
 @torch.inference_mode()
-def compare(engine: Answer, reference: Answer, tiles: Tensor, regions: bool = False) -> Agreement:
-    """Compare what two engines decide about tiles (N, C, *spatial), one at a time.
+def decide(engine: Answer, tiles: Tensor, regions: bool = False) -> Decisions:
+    """Return what an engine decides about tiles (N, C, *spatial), which it is asked for one at a time.
 
     Args:
-        engine: The one that is doubted.
-        reference: The one that is trusted.
-        tiles: What both are asked.
+        engine: What is asked.
+        tiles: What it is asked about.
         regions: Whether maps are regions, of which each is decided by its sign, and not classes of which the largest wins.
     """
-    same = voxels = 0
-    finite = True
-    overlaps = sizes = torch.zeros(0, dtype=torch.int64)
+    decided, finite, maps = [], True, 0
     for tile in torch.split(tiles, 1):
-        expected = reference(tile).float().cpu()
-        answer = engine(tile).float().cpu()
-        finite = finite and bool(torch.isfinite(answer).all())
-        ours, theirs = _decisions(answer, regions), _decisions(expected, regions)
-        same += int((ours == theirs).all(1).sum())
-        voxels += theirs[:, 0].numel()
-        maps = expected.shape[1]
-        if regions:
-            both, counts = [(ours & theirs)[:, place].sum() for place in range(maps)], ours.sum(0) + theirs.sum(0)
-            tile_overlaps, tile_sizes = torch.stack(both), counts.flatten(1).sum(1)
-        else:
-            tile_overlaps = torch.bincount(theirs[ours == theirs], minlength=maps)
-            tile_sizes = torch.bincount(ours.flatten(), minlength=maps) + torch.bincount(theirs.flatten(), minlength=maps)
-        overlaps = tile_overlaps if not len(overlaps) else overlaps + tile_overlaps
-        sizes = tile_sizes if not len(sizes) else sizes + tile_sizes
-    found = sizes > 0
-    dice = float((2 * overlaps[found] / sizes[found]).min()) if found.any() else 1.0
-    return Agreement(same / max(1, voxels), dice, int(found.sum())) if finite else Agreement(0.0, 0.0, int(found.sum()))
+        answer = engine(tile)[0]
+        maps, finite = len(answer), finite and bool(torch.isfinite(answer.sum(0)).all())
+        decided.append((answer > 0 if regions else answer.argmax(0, keepdim=True).short()).cpu())
+    return Decisions(tuple(decided), maps, regions, finite)
 
 
-def _decisions(logits: Tensor, regions: bool) -> Tensor:
-    """Return what is decided, (N, 1, *spatial) classes or (N, regions, *spatial) yes and no."""
-    return logits > 0 if regions else logits.argmax(1, keepdim=True)
+def compare(ours: Decisions, theirs: Decisions) -> Agreement:
+    """Compare what two engines decided about the same tiles."""
+    same = voxels = 0
+    overlaps = sizes = torch.zeros(ours.maps, dtype=torch.int64)
+    for own, other in zip(ours.tiles, theirs.tiles, strict=True):
+        same += int((own == other).all(0).sum())
+        voxels += other[0].numel()
+        overlaps = overlaps + _counts((own & other) if ours.regions else own[own == other], ours)
+        sizes = sizes + _counts(own, ours) + _counts(other, ours)
+    found = int((sizes > 0).sum())
+    if not (ours.finite and theirs.finite):
+        return Agreement(0.0, 0.0, found)
+    large = sizes > 2 * _SLIVER * voxels
+    dice = float((2 * overlaps[large] / sizes[large]).min()) if large.any() else 1.0
+    return Agreement(same / max(1, voxels), dice, found)
+
+
+def _counts(decided: Tensor, decisions: Decisions) -> Tensor:
+    """Return the voxels of every class or region."""
+    if decisions.regions:
+        return decided.flatten(1).sum(1)
+    return torch.bincount(decided.flatten().long(), minlength=decisions.maps)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from medseg_se.errors import UsageError
 from medseg_se.inference.engines import make_engine
-from medseg_se.inference.engines.agreement import Agreement, compare
+from medseg_se.inference.engines.agreement import Agreement, Decisions, compare, decide
 from medseg_se.inference.engines.base import ConversionError, Engine, best_engine, best_precision, check_engine
 from medseg_se.inference.engines.cache import Cache
 from medseg_se.inference.engines.conversion import Conversion
@@ -21,6 +22,8 @@ from medseg_se.inference.engines.torch_engine import TorchEngine
 
 LEAST_AGREEMENT = 0.999
 """Share of the voxels whose decision must be that of the network in float32."""
+LEAST_DICE = 0.95
+"""The Dice with the network in float32 that every class but the smallest must have; int8 is asked for more."""
 CHECK_TILES = 2
 """Tiles on which engines are compared; there the network is computed in float32, too."""
 
@@ -28,7 +31,8 @@ CHECK_TILES = 2
 class CheckedEngine:
     """An engine that is made, and checked, at the first tiles; see `Engine`.
 
-    What falls short of `LEAST_AGREEMENT` is replaced: less than float32 by the same engine in float32, and that by torch.
+    What falls short of `LEAST_AGREEMENT` or `LEAST_DICE` is replaced: less than float32 by the same engine in float32, and that
+    by torch.
     The figures are kept in the cache, so that they are measured once for a model, an engine and a machine.
 
     Args:
@@ -115,6 +119,7 @@ class CheckedEngine:
         """Return the first candidate that passes."""
         parts = self._conversion
         reference = TorchEngine(parts.network, "fp32", parts.batch, parts.device)
+        expected = functools.cache(lambda: decide(reference, tiles, self._regions))  # once for all candidates, if at all
         unusable = ""
         for name, precision in self._candidates():
             if name == unusable:
@@ -122,7 +127,7 @@ class CheckedEngine:
             if (name, precision) == ("torch", "fp32"):
                 return reference
             try:
-                engine, agreement = self._judged(name, precision, reference, tiles)
+                engine, agreement = self._judged(name, precision, expected, tiles)
             except ConversionError as error:
                 if not self._replaceable or precision == "int8":
                     raise
@@ -135,12 +140,12 @@ class CheckedEngine:
             if precision == "int8":
                 self._forget_int8()
                 raise UsageError(
-                    f"int8 does not decide as fp32 does: {agreement}, but at least {LEAST_AGREEMENT:.1%} of the voxels and a "
-                    f"Dice of {self._least_dice:g} are asked for. Calibrate it with other scans, or choose another precision."
+                    f"int8 does not decide as fp32 does: {agreement}, but at least {self._asked(precision)}. "
+                    "Calibrate it with other scans, or choose another precision."
                 )
             self._notes.append(
                 f"{name} in {precision} is not used, for it does not decide as torch in fp32 does: {agreement}, but at least "
-                f"{LEAST_AGREEMENT:.1%} are asked for."
+                f"{self._asked(precision)}."
             )
         return reference
 
@@ -150,7 +155,9 @@ class CheckedEngine:
             yield self.name, "fp32"
         yield "torch", "fp32"
 
-    def _judged(self, name: str, precision: str, reference: Engine, tiles: Tensor) -> tuple[Engine | None, Agreement]:
+    def _judged(
+        self, name: str, precision: str, expected: Callable[[], Decisions], tiles: Tensor
+    ) -> tuple[Engine | None, Agreement]:
         """Return an engine with its figures, None in its place if they fall short."""
         place = f"{self._verdict_key(name, precision)}.verdict"
         kept = self._cache.read(place)
@@ -159,14 +166,19 @@ class CheckedEngine:
             return None, agreement
         engine = self._made(name, precision)
         if agreement is None or precision == "int8":  # int8 depends on the scans it was calibrated with
-            agreement = compare(engine, reference, tiles, self._regions)
+            agreement = compare(decide(engine, tiles, self._regions), expected())
             if agreement.found > (0 if self._regions else 1) and precision != "int8":
                 self._cache.write(place, json.dumps(vars(agreement)).encode())
         return (engine if self._passes(agreement, precision) else None), agreement
 
     def _passes(self, agreement: Agreement, precision: str) -> bool:
-        least_dice = self._least_dice if precision == "int8" else 0.0
-        return agreement.voxels >= LEAST_AGREEMENT and agreement.dice >= least_dice
+        return agreement.voxels >= LEAST_AGREEMENT and agreement.dice >= self._dice_asked(precision)
+
+    def _dice_asked(self, precision: str) -> float:
+        return self._least_dice if precision == "int8" else LEAST_DICE
+
+    def _asked(self, precision: str) -> str:
+        return f"{LEAST_AGREEMENT:.1%} of the voxels and a Dice of {self._dice_asked(precision):g} are asked for"
 
     def _made(self, name: str, precision: str) -> Engine:
         parts = self._conversion

@@ -7,11 +7,13 @@ makers unless told not to.
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -94,7 +96,10 @@ class OpenVINOEngine:
             self._compiled = load_optional("openvino").Core().compile_model(_channels_last(model), "CPU", options)
         except RuntimeError as error:
             raise ConversionError(f"OpenVINO cannot compile this network: {reason(error)}. Choose the engine torch.") from error
+        self._shape = tuple(self._compiled.output(0).shape)
+        self._tensor = load_optional("openvino").Tensor
         self._requests: deque[Any] = deque()
+        self._rooms: deque[npt.NDArray[np.float32]] = deque()
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Answer tiles; on the CPU."""
@@ -103,11 +108,23 @@ class OpenVINOEngine:
             request = self._requests.pop()  # one to a call: no two threads share it
         except IndexError:
             request = self._compiled.create_infer_request()
+        answer = self._room()
         try:
-            answer = request.infer({0: whole}, share_inputs=True, share_outputs=False)[0]  # a copy, safe from the next call
+            request.set_output_tensor(self._tensor(answer, shared_memory=True))
+            request.infer({0: whole}, share_inputs=True, share_outputs=True)
         finally:
             self._requests.append(request)
         return torch.from_numpy(answer).movedim(-1, 1)[: len(tiles)]
+
+    def _room(self) -> npt.NDArray[np.float32]:
+        """Return room for an answer, which comes back here when the answer is no longer needed; it may be 400 MB."""
+        try:
+            room = self._rooms.pop()
+        except IndexError:
+            room = np.empty(self._shape, dtype=np.float32)
+        lent = room[...]
+        weakref.finalize(lent, self._rooms.append, room).atexit = False
+        return lent
 
 
 def _channels_last(model: Any) -> Any:
