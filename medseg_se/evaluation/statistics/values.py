@@ -10,6 +10,7 @@ import numpy.typing as npt
 from medseg_se.errors import UsageError
 
 Array = npt.NDArray[np.float64]
+BLOCK = 1 << 20  # numbers drawn at once: 8 MB, however many values there are
 Groups = Sequence[Hashable | None]
 
 
