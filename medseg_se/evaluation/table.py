@@ -52,7 +52,7 @@ def _table(evaluation: Evaluation) -> Table:
     count = len(evaluation.cases)
     table = Table(title=f"Dice over {count} case{'' if count == 1 else 's'}", title_justify="left")
     beside = {measure: shown for measure, shown in _BESIDE.items() if measure in evaluation.measures}
-    table.add_column("structure", overflow="fold")
+    table.add_column("structure", overflow="fold", min_width=len("mean over foreground"))
     for heading in ("mean [95 %\ninterval]", "median", *(heading for heading, _, _ in beside.values()), "n", "worst"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("worst case", overflow="fold")
@@ -64,7 +64,7 @@ def _table(evaluation: Evaluation) -> Table:
         ]
         table.add_row(
             structure_label(evaluation, name),
-            f"{show_number(spread.mean)} {_interval(spread)}",
+            Text(f"{show_number(spread.mean)} {_interval(spread)}"),
             show_number(spread.median),
             *others,
             str(spread.n),
