@@ -297,9 +297,6 @@ def test_same_grid_says_what_differs(make_affine):
     assert "(4, 5, 6) against (4, 5, 5)" in volume.same_grid(Volume(volume.array[..., :5], volume.affine))
 
 
-# ------------------------------------------------------------------------------------------------------ files not to be trusted
-
-
 def test_on_the_grid_of_another_each_voxel_gets_the_nearest_label(make_affine):
     rng = np.random.default_rng(0)
     labels = Volume(rng.integers(1, 5, (1, 9, 8, 7)), make_affine("LPS", (1.0, 1.3, 2.0), (5.0, 2.0, -3.0), (10, 20, 30)))
@@ -314,6 +311,9 @@ def test_on_the_grid_of_another_each_voxel_gets_the_nearest_label(make_affine):
         outside += not inside
         assert found.array[0][place] == (labels.array[0][tuple(nearest)] if inside else 0)
     assert 100 < outside < found.array.size - 100
+
+
+# ------------------------------------------------------------------------------------------------------ files not to be trusted
 
 
 @pytest.mark.parametrize("read", [read_image, read_labels])
