@@ -19,6 +19,7 @@ from medseg_se.cli import cross_validation
 from medseg_se.cli.main import main
 from medseg_se.data.datalist import read_datalist
 from medseg_se.data.phantom import write_phantoms
+from medseg_se.evaluation.result import Evaluation
 from medseg_se.files import digest_of
 from medseg_se.inference.ensemble import load_model
 from medseg_se.volumes import read_image, read_labels
@@ -101,9 +102,14 @@ def stop_before_the_trainings(monkeypatch):
 # --------------------------------------------------------------------------------------------------------------- what it makes
 
 
+def cortex_rows(folder):
+    rows = csv.DictReader((folder / "cross_validation.csv").read_text().splitlines())
+    return [row for row in rows if row["structure"] == "Left-Cerebral-Cortex"]
+
+
 def test_every_case_is_judged_once_by_a_fold_that_left_its_patient_out(made):
     cases = {case.id: case for case in read_datalist(made / "data").training}
-    rows = list(csv.DictReader((made / "cv" / "cross_validation.csv").open()))
+    rows = cortex_rows(made / "cv")
     assert [row["case"] for row in rows] == sorted(cases)
     digests = {name: digest_of(case.images) for name, case in cases.items()}
     folds = json.loads((made / "cv" / "folds.json").read_text())["folds"]
@@ -121,20 +127,23 @@ def test_every_case_is_judged_once_by_a_fold_that_left_its_patient_out(made):
 
 
 def test_the_table_is_over_all_cases_and_by_fold(made):
-    rows = list(csv.DictReader((made / "cv" / "cross_validation.csv").open()))
+    rows = cortex_rows(made / "cv")
     content = json.loads((made / "cv" / "cross_validation.json").read_text())
     name = "Left-Cerebral-Cortex"
-    dice = np.array([float(row[name]) for row in rows])
+    dice = np.array([float(row["dice"]) for row in rows])
     folds = np.array([int(row["fold"]) for row in rows])
-    found = content["summary"][name]
+    found = content["summary"]["dice"][name]
     assert (found["mean"], found["sd"], found["n"]) == (pytest.approx(dice.mean()), pytest.approx(dice.std(ddof=1)), 6)
-    assert found["folds"] == pytest.approx([dice[folds == fold].mean() for fold in (0, 1)])
+    again = Evaluation.read_json(made / "cv" / "cross_validation.json")
+    assert [case.dice[name] for case in again.cases] == dice.tolist()
+    assert all(case.truth.is_file() and case.prediction.is_file() for case in again.cases)
+    assert content["means_of_folds"][name] == pytest.approx([dice[folds == fold].mean() for fold in (0, 1)])
     (path,) = (made / "cv").glob("fold_*/predictions/brain_003.nii.gz")
     datalist = read_datalist(made / "data")
     truth, predicted = (
         read_labels(file).array == datalist.structures.values[name][0] for file in (datalist.training[3].label, path)
     )
-    assert float(rows[3][name]) == pytest.approx(2 * (truth & predicted).sum() / (truth.sum() + predicted.sum()))
+    assert float(rows[3]["dice"]) == pytest.approx(2 * (truth & predicted).sum() / (truth.sum() + predicted.sum()))
 
 
 def test_the_model_holds_the_best_weights_and_the_chosen_post_processing(made):
@@ -211,12 +220,12 @@ def test_a_failed_prediction_counts_as_empty_and_the_exit_code_says_so(work, cv)
     scan.write_bytes(scan.read_bytes()[:200])
     code, printed, _ = cv()
     assert code == 1
-    rows = {row["case"]: row for row in csv.DictReader(Path("cv/cross_validation.csv").read_text().splitlines())}
+    rows = {row["case"]: row for row in cortex_rows(Path("cv"))}
     assert "Failed, counted as empty: brain_004" in printed
-    assert float(rows["brain_004"]["Left-Cerebral-Cortex"]) == 0
+    assert float(rows["brain_004"]["dice"]) == 0
     choice = json.loads(Path("cv/postprocessing.json").read_text())
     (cortex,) = [entry for entry in choice["candidates"] if entry["structures"] == ["Left-Cerebral-Cortex"]]
-    dice = [float(row["Left-Cerebral-Cortex"]) for row in rows.values()]
+    dice = [float(row["dice"]) for row in rows.values()]
     if not choice["candidates"][0]["accepted"]:
         assert cortex["before"]["Left-Cerebral-Cortex"] == pytest.approx(np.mean(dice))
     assert choice["cases"] == 6
