@@ -19,6 +19,8 @@ from medseg_se.inference.asking import Asker
 from medseg_se.inference.tiling import at_least, gaussian_weights, tile_starts
 
 Corner = tuple[int, ...]
+_TOGETHER = 2
+"""Slabs that are made of the ring together: what lies side by side in memory is read at a time."""
 Ask = Callable[[Sequence[Tensor], Sequence[Corner]], Sequence[Tensor]]
 """Maps tiles (C, I, J, K) and their first voxels to logits (maps, I, J, K)."""
 
@@ -116,27 +118,29 @@ def logit_slabs(
     for corners, finished in zip(sweep.batches, sweep.finished, strict=True):
         boxes = [tuple(slice(s, s + n) for s, n in zip(corner, tile, strict=True)) for corner in corners]
         answers = ask([image[(slice(None), *box)] for box in boxes], corners)
-        if ring is None:
-            ring = _empty_ring(answers[0], (sweep.depth, *area), kind)
         for corner, box, answer in zip(corners, boxes, answers, strict=True):
             part = answer.permute(axis + 1, *(other + 1 for other in others), 0)
+            if ring is None:
+                ring = _empty_ring(part, (sweep.depth, *area), kind)
             part = part.flip(0) if reverse else part
             _add(ring, norm, part, weights, sweep.place(corner, length), tuple(box[other] for other in others))
-        for place in range(done, finished):
-            slab = place % sweep.depth
-            if (length - 1 - place if reverse else place) in wanted:
-                yield _divided(ring[slab][kept], norm[slab][kept])
-            ring[slab].zero_()
-            norm[slab].zero_()
+        for places in _runs(done, finished, sweep.depth):
+            asked = [place for place in places if (length - 1 - place if reverse else place) in wanted]
+            for first in range(0, len(asked), _TOGETHER):
+                some = slice(asked[first] % sweep.depth, asked[first] % sweep.depth + len(asked[first : first + _TOGETHER]))
+                yield from _divided(ring[some][:, *kept], norm[some][:, *kept])
+            free = slice(places[0] % sweep.depth, places[-1] % sweep.depth + 1)
+            ring[free].zero_()
+            norm[free].zero_()
         done = finished
 
 
-def _empty_ring(answer: Tensor, shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
-    """Return zeros (*shape, maps) that lie in memory as an answer (maps, I, J, K) does, so that adding is one pass."""
-    maps = len(answer)
-    if answer.stride(0) == 1:
-        return torch.zeros((*shape, maps), dtype=kind, device=answer.device)
-    return torch.zeros((shape[0], maps, *shape[1:]), dtype=kind, device=answer.device).permute(0, 2, 3, 1)
+def _empty_ring(part: Tensor, shape: tuple[int, ...], kind: torch.dtype) -> Tensor:
+    """Return zeros (*shape, maps) that lie in memory as a tile (T, a, b, maps) does, so that to add one is one pass."""
+    sizes = (*shape, part.shape[-1])
+    order = sorted(range(4), key=part.stride, reverse=True)
+    places = [order.index(axis) for axis in range(4)]
+    return torch.zeros([sizes[axis] for axis in order], dtype=kind, device=part.device).permute(places)
 
 
 def tiled_logits(
@@ -163,23 +167,29 @@ def tiled_logits(
 
 def _add(ring: Tensor, norm: Tensor, part: Tensor, weights: Tensor, place: int, box: tuple[slice, ...]) -> None:
     """Add a tile's logits (T, a, b, maps) to the slabs from `place` on, which may run over the end of the ring."""
-    depth, thick = len(ring), len(part)
-    first = place % depth
-    before = min(thick, depth - first)
-    for there, here in ((slice(first, first + before), slice(before)), (slice(thick - before), slice(before, thick))):
-        own = part[here]
-        if not len(own):
-            continue
-        sums, shares = ring[(there, *box)], weights[here]
+    for places in _runs(place, place + len(part), len(ring)):
+        there = slice(places[0] % len(ring), places[-1] % len(ring) + 1)
+        here = slice(places[0] - place, places[-1] - place + 1)
+        own, sums, shares = part[here], ring[(there, *box)], weights[here]
         if sums.dtype == torch.float32:
             sums.addcmul_(own.float(), shares[..., None])
         else:
-            for slab, ours, share in zip(sums, own, shares, strict=True):  # one by one, they stay in the processor's cache
-                slab.copy_(slab.float().addcmul_(ours.float(), share[..., None]))
+            outermost = max(range(3), key=own.stride)  # slice by slice, they stay in the processor's cache
+            slices = (each.unbind(outermost) for each in (sums, own, shares))
+            for some, ours, share in zip(*slices, strict=True):
+                some.copy_(some.float().addcmul_(ours.float(), share[..., None]))
         norm[(there, *box)] += shares
 
 
+def _runs(first: int, end: int, depth: int) -> Iterator[range]:
+    """Yield places `first` … `end` - 1 in runs that lie side by side in a ring of `depth` slabs."""
+    while first < end:
+        last = min(end, (first // depth + 1) * depth)
+        yield range(first, last)
+        first = last
+
+
 def _divided(sums: Tensor, norm: Tensor) -> Tensor:
-    """Return sums (A, B, maps) over their weights, laid out voxel by voxel."""
+    """Return sums (slabs, A, B, maps) over their weights (slabs, A, B), laid out voxel by voxel."""
     result = torch.empty(sums.shape, device=sums.device)
-    return torch.div(sums, norm[..., None], out=result)
+    return result.copy_(sums).div_(norm[..., None])  # faster than to divide half by single precision
