@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,6 +20,33 @@ def is_recorded(x: Tensor) -> bool:
     transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return torch.compiler.is_compiling() or tracing or x.is_meta or transformed()
+
+
+def is_exported() -> bool:
+    """Tell whether operations are being recorded for another engine, which has its own mind of what is fast."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return torch.compiler.is_exporting() or tracing
+
+
+_SUMS_ARE_CONVOLUTIONS: ContextVar[bool] = ContextVar("sums_are_convolutions", default=False)
+
+
+@contextmanager
+def sums_as_convolutions() -> Iterator[None]:
+    """Let sums over some axes of a map, but not all, be recorded as convolutions; for this thread.
+
+    OpenVINO adds up some axes in a loop that takes six times as long, ONNX Runtime convolves so in thirty times as long.
+    """
+    token = _SUMS_ARE_CONVOLUTIONS.set(True)
+    try:
+        yield
+    finally:
+        _SUMS_ARE_CONVOLUTIONS.reset(token)
+
+
+def sums_are_convolutions() -> bool:
+    """Tell whether operations are being recorded inside `sums_as_convolutions`."""
+    return _SUMS_ARE_CONVOLUTIONS.get() and is_exported()
 
 
 def fast_layout(x: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """How operations are run: layers that are made without drawing their weights."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from medseg_se.attention import ATTENTION
-from medseg_se.execution import Uninitialised
+from medseg_se.execution import Uninitialised, sums_as_convolutions
 from medseg_se.networks import build_network
 
 
@@ -25,3 +27,17 @@ def test_weights_are_drawn_again_afterwards():
     with Uninitialised():
         pass
     assert torch.nn.Linear(8, 8).weight.std() > 0.05
+
+
+@pytest.mark.parametrize("block", ["coordinate", "scse", "project_excite"])
+def test_sums_recorded_as_convolutions_are_the_same_sums(block):
+    network = build_network("unet", 1, 2, 3, channels=[4, 8], attention=block).eval()
+    x = torch.randn(1, 1, 16, 12, 20)
+    operations = []
+    for context in (nullcontext(), sums_as_convolutions()):
+        with context, torch.no_grad():
+            recorded = torch.export.export(network, (x,), strict=False)
+        operations.append([str(node.target) for node in recorded.graph.nodes])
+        torch.testing.assert_close(recorded.module()(x), network(x), rtol=1e-5, atol=1e-5)
+    plain, convolved = (sum("conv" in operation for operation in each) for each in operations)
+    assert convolved > plain if block != "scse" else convolved == plain

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medseg_se.attention.checks import check_arguments
 from medseg_se.attention.norms import GateNorm, GateNormName
-from medseg_se.attention.precision import flat_parameters, in_float32
+from medseg_se.attention.precision import flat_parameters, in_float32, mixed_channels
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.attention.tiles import condense, full_precision
 from medseg_se.errors import UsageError
@@ -94,4 +94,4 @@ class BAM(Recalibration):
 
 def _project(a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the 1×1 convolution of (n, C, *spatial) with weights (hidden, C) and biases (hidden)."""
-    return (weight @ a.flatten(2) + bias[:, None]).reshape(len(a), -1, *a.shape[2:])
+    return mixed_channels(weight, a) + bias.reshape(-1, *[1] * (a.ndim - 2))

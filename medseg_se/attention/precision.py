@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from medseg_se.attention.tiles import compute_type, full_precision
+from medseg_se.execution import is_exported
 
 
 def flat_parameters(layer: nn.Module) -> tuple[Tensor, ...]:
     """Return the weights (out, in) of a linear layer or a 1×1 convolution, and its biases (out) if it has any."""
     bias = layer.bias
     return layer.weight.flatten(1), *(() if bias is None else (bias,))  # type: ignore[operator, return-value]
+
+
+def mixed_channels(weight: Tensor, a: Tensor) -> Tensor:
+    """Return the map (N, out, *spatial) that weights (out, in) make of the channels of each voxel of a map (N, in, *spatial).
+
+    PyTorch is faster with a product of matrices. Other engines have to bring a map into another layout for it, and are faster
+    with a convolution.
+    """
+    if is_exported():
+        convolve = F.conv2d if a.ndim == 4 else F.conv3d
+        return convolve(a, weight.reshape(*weight.shape, *[1] * (a.ndim - 2)))
+    return (weight @ a.flatten(2)).reshape(len(a), len(weight), *a.shape[2:])
 
 
 def in_float32(layer: nn.Module, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medseg_se.attention.cse import ChannelSE
-from medseg_se.attention.precision import flat_parameters
+from medseg_se.attention.precision import flat_parameters, mixed_channels
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.attention.sse import SpatialSE
 from medseg_se.attention.tiles import larger
@@ -72,7 +72,7 @@ class ChannelSpatialSE(Recalibration):
         if self.aggregation == "multiply":
             return torch.mul(a * channel, a * spatial, out=out)
         weight, *bias = join
-        joined = (weight @ torch.cat([a * channel, a * spatial], dim=1).flatten(2)).reshape(a.shape)
+        joined = mixed_channels(weight, torch.cat([a * channel, a * spatial], dim=1))
         return torch.add(joined, bias[0] if bias else 0, out=out)
 
     def derivative(self, dy: Tensor, a: Tensor, *gates: Tensor) -> tuple[Tensor, ...] | None:

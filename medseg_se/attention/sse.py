@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medseg_se.attention.checks import check_arguments
-from medseg_se.attention.precision import flat_parameters
+from medseg_se.attention.precision import flat_parameters, mixed_channels
 from medseg_se.attention.recalibration import Recalibration
 from medseg_se.dims import conv
 
@@ -41,7 +41,7 @@ class SpatialSE(Recalibration):
 
     def gate(self, a: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
         """Return the gate (N, 1, *spatial) in (0, 1)."""
-        logit = (weight @ a.flatten(2)).reshape(len(a), 1, *a.shape[2:])
+        logit = mixed_channels(weight, a)
         return torch.sigmoid(logit + bias[0] if bias else logit)
 
     def gate_gradient(self, d_gate: Tensor, gate: Tensor, a: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor, ...]:

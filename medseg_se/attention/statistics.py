@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medseg_se.attention.tiles import Tile, compute_type
+from medseg_se.execution import sums_are_convolutions
 
 KEEP = 0
 """In a grid: every position along this axis is kept."""
@@ -142,7 +144,7 @@ def _region(tile: Tile, grid: Sequence[int]) -> Tile:
 
 def _averages(a: Tensor, tile: Tile, shape: torch.Size, grids: Sequence[Sequence[int]]) -> Iterator[Tensor]:
     """Return the share of a tile of a map of `shape` in the averages over every grid."""
-    rows = a.sum(-1, keepdim=True) if sum(grid[-1] == 1 for grid in grids) > 1 else a  # what several ask for is added up once
+    rows = _total(a, [a.ndim - 1]) if sum(grid[-1] == 1 for grid in grids) > 1 else a  # what several ask for is added up once
     for grid in grids:
         yield _average(rows if grid[-1] == 1 else a, tile, shape, grid)
 
@@ -150,11 +152,23 @@ def _averages(a: Tensor, tile: Tile, shape: torch.Size, grids: Sequence[Sequence
 def _average(a: Tensor, tile: Tile, shape: torch.Size, grid: Sequence[int]) -> Tensor:
     whole = [axis for axis, g in enumerate(grid, start=2) if g == 1]
     if whole:
-        a = a.sum(whole, keepdim=True) / math.prod([shape[axis] for axis in whole])
+        a = _total(a, whole) / math.prod([shape[axis] for axis in whole])
     for axis in (3, 4, 2) if a.ndim == 5 else (2, 3):  # rows are added up fastest, and few of them are in a tile of a volume
         if grid[axis - 2] <= 1:
             continue
         a = torch.cat([_region_share(a, axis, tile[axis], region) for region in _regions(shape[axis], grid[axis - 2])], axis)
+    return a
+
+
+def _total(a: Tensor, axes: Sequence[int]) -> Tensor:
+    """Return the sums over whole spatial axes, which keep the length 1."""
+    if not sums_are_convolutions() or len(axes) == a.ndim - 2:
+        return a.sum(axes, keepdim=True)
+    convolve = F.conv2d if a.ndim == 4 else F.conv3d
+    for axis in axes:
+        kernel = [a.shape[other] if other == axis else 1 for other in range(2, a.ndim)]
+        if a.shape[axis] > 1:
+            a = convolve(a, a.new_ones((a.shape[1], 1, *kernel)), groups=a.shape[1])
     return a
 
 

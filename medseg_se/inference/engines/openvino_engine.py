@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from medseg_se.checkpoints import reason
+from medseg_se.execution import sums_as_convolutions
 from medseg_se.hardware import has_bfloat16
 from medseg_se.inference.engines.base import ConversionError, filled
 from medseg_se.inference.engines.conversion import Conversion
@@ -28,7 +29,12 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 def openvino_model(conversion: Conversion) -> Any:
     """Return a network as an `openvino.Model`, kept for the next time."""
-    return conversion.kept("openvino", lambda: packed(read_onnx(conversion.onnx())), unpacked)
+
+    def make() -> bytes:
+        with sums_as_convolutions():
+            return packed(read_onnx(conversion.onnx()))
+
+    return conversion.kept("openvino", make, unpacked)
 
 
 def read_onnx(content: bytes) -> Any:
