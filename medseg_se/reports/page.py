@@ -102,4 +102,6 @@ def data_uri(content: bytes, kind: str = "png") -> str:
 
 def number(value: float, digits: int = 3) -> str:
     """Return a number with a fixed count of decimals, or a dash where there is none."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+    if math.isinf(value):
+        return "∞"
+    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
