@@ -14,8 +14,9 @@ from medseg_se.cli.export import export
 from medseg_se.cli.networks import networks
 from medseg_se.cli.planning import plan
 from medseg_se.cli.prediction import predict
+from medseg_se.cli.reporting import report
 
-__all__ = ["check", "configs", "cost", "cv", "demo", "evaluate", "export", "inspect", "networks", "plan", "predict"]
+__all__ = ["check", "configs", "cost", "cv", "demo", "evaluate", "export", "inspect", "networks", "plan", "predict", "report"]
 
 if TYPE_CHECKING:
     from medseg_se.evaluation.result import Evaluation

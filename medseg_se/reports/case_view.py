@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -173,7 +172,7 @@ def _is_dataset(folder: Path) -> bool:
     return folder.is_dir() and describes_dataset(folder)
 
 
-def _dataset_images(source: Path) -> Mapping[str, Path]:
+def _dataset_images(source: Path) -> dict[str, Path]:
     datalist = read_datalist(source)
     return {case.id: case.images[0] for case in (*datalist.training, *datalist.test) if case.images}
 

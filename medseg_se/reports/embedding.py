@@ -15,7 +15,7 @@ from medseg_se.reports.case_view import CaseView, Window
 from medseg_se.reports.overlays import grey
 from medseg_se.volumes import Volume, resample, resample_labels
 
-_VOXELS = (4_000_000, 2_000_000, 1_000_000, 500_000, 250_000, 120_000, 60_000)  # tried in this order
+_MOST, _LEAST = 4_000_000, 1_000  # voxels: of the finest volumes, and below which there is nothing more to see
 _FLAT = 2  # voxels along an axis, below which there is nothing to turn
 
 
@@ -54,12 +54,15 @@ def embed(view: CaseView, window: Window, most: int) -> Embedded | None:
     cut = _cropped(view)
     if min(cut.truth.shape) < _FLAT:
         return None
-    shapes = dict.fromkeys(coarser_shape(cut.truth, voxels) for voxels in _VOXELS)  # each once, for all are the file's own
-    for shape in shapes:
-        found = _encode(cut, window, shape, [place - part.start for place, part in zip(view.slices, view.box, strict=True)])
+    place = [voxel - part.start for voxel, part in zip(view.slices, view.box, strict=True)]
+    voxels = min(_MOST, int(np.prod(cut.truth.shape)), max(_LEAST, 4 * most))  # hardly ever do four voxels fit a byte
+    while True:
+        found = _encode(cut, window, coarser_shape(cut.truth, voxels), place)
         if found.size <= most:
             return found
-    return None
+        voxels //= 2
+        if voxels < _LEAST:
+            return None
 
 
 def coarser_shape(volume: Volume, most: int) -> tuple[int, int, int]:

@@ -66,10 +66,9 @@ def write_evaluation_report(
     """
     if cases < 0 or limit < 1:
         raise UsageError(f"Expected 0 or more cases within at least one byte, but got {cases} and {limit}.")
-    order = ranked(evaluation)
-    bare = _page(evaluation, title, order, [], limit, with_viewer=True)
+    bare = _page(evaluation, title, [], limit, with_viewer=True)
     room, cards = limit - len(bare.encode()) - _SPARE, []
-    wanted = order[:cases]
+    wanted = ranked(evaluation)[:cases]
     for place, case in enumerate(wanted):
         share = room // (len(wanted) - place)
         card = show_case(place + 1, case, evaluation, (images or {}).get(case.id), share)
@@ -77,19 +76,17 @@ def write_evaluation_report(
             break
         cards.append(card)
         room -= card.size
-    text = _page(evaluation, title, order, cards, limit, with_viewer=any(card.turnable for card in cards))
+    text = _page(evaluation, title, cards, limit, with_viewer=any(card.turnable for card in cards))
     write_text(path, text)
     turnable = sum(card.turnable is not None for card in cards)
     return Contents(Path(path), len(text.encode()), sum(card.pictured for card in cards), turnable)
 
 
-def _page(
-    evaluation: Evaluation, title: str, order: Sequence[object], cards: Sequence[Card], limit: int, with_viewer: bool
-) -> str:
+def _page(evaluation: Evaluation, title: str, cards: Sequence[Card], limit: int, with_viewer: bool) -> str:
     palette = colours(evaluation.structures)
     turnable = [card.turnable for card in cards if card.turnable is not None]
     sections = [
-        _head(evaluation, title),
+        _head(evaluation, title, with_viewer),
         section("Structures", structures_table(evaluation, palette), "structures"),
         section("Spread over the cases", distributions(evaluation, palette), "spread"),
         section("Truth and prediction in 3-D", _viewer_words() + viewer(turnable, list(palette.items())), "turn")
@@ -104,11 +101,18 @@ def _page(
     return page(title, "\n".join(part for part in sections if part), styles, scripts, wide=True)
 
 
-def _head(evaluation: Evaluation, title: str) -> str:
+def _head(evaluation: Evaluation, title: str, with_viewer: bool) -> str:
     count = len(evaluation.cases)
     structures = len(evaluation.structures.names)
-    links = {"structures": "Structures", "spread": "Spread", "turn": "3-D", "cases": "Worst cases", "table": "All cases"}
-    listed = "".join(f'<li><a href="#{name}">{words}</a></li>' for name, words in {**links, "how": "How"}.items())
+    links = {
+        "structures": "Structures",
+        "spread": "Spread",
+        **({"turn": "3-D"} if with_viewer else {}),
+        "cases": "Worst cases",
+        "table": "All cases",
+        "how": "How",
+    }
+    listed = "".join(f'<li><a href="#{name}">{words}</a></li>' for name, words in links.items())
     warned = [
         ("counted as empty, for the prediction failed", evaluation.failures, True),
         ("not judged, for the truth cannot be read", evaluation.unjudged, True),
@@ -158,16 +162,17 @@ def _cards(evaluation: Evaluation, cards: Sequence[Card]) -> str:
 def _how(evaluation: Evaluation, cards: Sequence[Card], limit: int) -> Facts:
     turnable = [card.turnable for card in cards if card.turnable is not None]
     coarse = sum(case.volumes.coarsened for case in turnable)
+    coarsened = f"; {coarse} of them in coarser voxels, as said there" if coarse else ""
+    size = (
+        f"Pictures are chosen so that this page stays within {limit / 1e6:g} MB: of {len(evaluation.cases)} cases, the worst "
+        f"{sum(card.pictured for card in cards)} are shown in planes and {len(turnable)} of these in the 3-D viewer, cut to "
+        f"their structures, in 8 bits of their window{coarsened}."
+    )
     return [
         ("policy", POLICY),
         *(("definitions", sentence) for sentence in evaluation.criteria.sentences()),
         ("intervals", "95 %, bootstrap of the mean; subjects are resampled"),
-        (
-            "size",
-            f"This page is kept within {limit / 1e6:g} MB. Of {len(evaluation.cases)} cases, the worst {len(cards)} are "
-            f"pictured and {len(turnable)} are in the 3-D viewer, cut to their structures, in 8 bits of their window"
-            f"{f'; {coarse} of them in coarser voxels, as said there' if coarse else ''}.",
-        ),
+        ("size", size),
         ("not for diagnosis", "Made for judging software, with scans that are cut, windowed and coarsened."),
     ]
 

@@ -55,8 +55,8 @@ def forest_plot(effects: Sequence[Effect], title: str, sides: tuple[str, str] = 
             marks += diamond(scale.at(effect.difference), _MIDDLE)
         rows.append(strip(safe(effect.name), marks, _words(effect, digits), scale))
     if any(sides):
-        ends = "".join(f"<span>{safe(side)}</span>" for side in sides)
-        rows.append(f'<div class="strip axis"><span></span><span class="sides">{ends}</span><span></span></div>')
+        named = "".join(f"<span>{safe(side)}</span>" for side in sides)
+        rows.append(f'<div class="strip axis"><span></span><span class="sides">{named}</span><span></span></div>')
     return f'<div class="strips">{axis_strip(title, scale)}{"".join(rows)}</div>'
 
 

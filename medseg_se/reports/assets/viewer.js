@@ -57,10 +57,9 @@
     if (!volumes) return;
     const both = chosen.show === "both";
     const kinds = both ? ["truth", "prediction"] : [chosen.show];
-    panes.forEach((pane, place) => {
+    panes.forEach((pane, place) => { pane.canvas.closest("figure").hidden = !kinds[place]; });
+    panes.slice(0, kinds.length).forEach((pane, place) => {
       const kind = kinds[place], figure = pane.canvas.closest("figure");
-      figure.hidden = !kind;
-      if (!kind) return;
       figure.querySelector("figcaption").textContent = { truth: "Truth", prediction: "Prediction", differences: "Differences" }[kind];
       pane.labels.img = kind === "differences" ? differences() : volumes[kind];
       pane.labels.setColormapLabel(kind === "differences" ? differenceTable() : structureTable());
