@@ -2,6 +2,7 @@ import csv
 import io
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -328,6 +329,7 @@ def test_json_holds_summary_cases_failures_and_policy(mixed, tmp_path):
 
 def test_what_was_written_reads_back_the_same(mixed, tmp_path):
     mixed.write_json(tmp_path / "first.json")
+    assert json.loads((tmp_path / "first.json").read_text())["cases"][0]["prediction"] == "predictions/a.nii.gz"
     again = Evaluation.read_json(tmp_path / "first.json")
     assert again.measures == mixed.measures
     assert again.structures == STRUCTURES
@@ -362,7 +364,7 @@ def shown(evaluation, width=100):
     evaluation.render(console)
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    rows = [re.split(r" {2,}", line.strip()) for line in text.splitlines()]
     return {row[0]: row[1:] for row in rows}, " ".join(text.split())
 
 
@@ -370,9 +372,9 @@ def test_the_table_says_n_and_lists_what_went_wrong(mixed):
     lines, text = shown(mixed)
     left = mixed.summary()["left hippocampus"]
     assert lines["left hippocampus"] == [
-        *(f"0.583 [{left.low:.3f}, {left.high:.3f}]", "0.750", "1.00", "0.667", "3", "0.000", "c [x]")
+        *(f"0.583 [{left.low:.3f}, {left.high:.3f}]", "0.750", "1.00", "0.667", "3", "0.000 c [x]")
     ]
-    assert lines["lesion"] == ["1.000 [no interval]", "1.000", "0.00", "1.000", "1", "1.000", "a"]
+    assert lines["lesion"] == ["1.000 [no interval]", "1.000", "0.00", "1.000", "1", "1.000 a"]
     assert "hippocampi (region)" in lines
     assert lines["mean over foreground"][0] == "0.750"
     assert "c [x]: no prediction found" in text
@@ -520,7 +522,7 @@ def test_empty_masks_on_both_sides_are_counted_nowhere_and_say_so(folders):
             assert spread.n == (0 if measure.better else 2)
     assert np.isnan(evaluation.mean_foreground)
     assert not evaluation.failed
-    assert shown(evaluation)[0]["lesion"] == ["– [no interval]", "–", "–", "–", "–", "0", "–", "–"]
+    assert shown(evaluation)[0]["lesion"] == ["– [no interval]", "–", "–", "–", "–", "0", "–"]
 
 
 def test_one_subject_has_no_interval_and_says_why(folders):
@@ -547,4 +549,4 @@ def test_an_evaluation_can_be_made_by_hand():
     cases = tuple(CaseResult(name, {"dice": {"liver": value}}) for name, value in (("a", 0.5), ("b", 1.0)))
     evaluation = Evaluation(Structures({"liver": (1,)}), cases, {}, ())
     assert evaluation.mean_foreground == 0.75
-    assert shown(evaluation)[0]["liver"][3:] == ["0.500", "a"]
+    assert shown(evaluation)[0]["liver"][3:] == ["0.500 a"]

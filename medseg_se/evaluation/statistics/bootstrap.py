@@ -16,9 +16,8 @@ import numpy.typing as npt
 from scipy import stats
 
 from medseg_se.errors import UsageError
-from medseg_se.evaluation.statistics.values import Array, Groups, as_values, check_confidence, number_groups
+from medseg_se.evaluation.statistics.values import BLOCK, Array, Groups, as_values, check_confidence, number_groups
 
-BLOCK = 1 << 20  # weights drawn at once: 8 MB, however many values there are
 LEAST_ERROR = 0.2  # of the sample's standard error, below which that of a resample is not let
 
 
@@ -179,4 +178,5 @@ def _middle(ordered: Array, weights: Array) -> Array:
     lower = (reached < np.ceil(total / 2)).sum(axis=1)
     upper = (reached < np.floor(total / 2) + 1).sum(axis=1)
     with np.errstate(invalid="ignore"):  # between -inf and inf
-        return np.where(lower == upper, ordered[lower], (ordered[lower] + ordered[upper]) / 2)
+        middle: Array = np.where(lower == upper, ordered[lower], (ordered[lower] + ordered[upper]) / 2)
+    return middle
