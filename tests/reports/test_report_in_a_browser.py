@@ -119,7 +119,7 @@ def asked(page, width):
     return found
 
 
-@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("width", [900, 390])
 def test_the_viewer_draws_and_obeys_without_a_network(page, width):
     found = asked(page, width)
     assert all(name.startswith(("data:", "blob:")) for name in found["loaded"])
