@@ -90,6 +90,11 @@ def warnings_list(lines: Sequence[str], broken: bool = False) -> str:
     return f'<ul class="warnings{" broken" if broken else ""}">{items}</ul>' if items else ""
 
 
+def verdict_paragraph(text: str) -> str:
+    """Return what a comparison comes to, set apart from the rest."""
+    return f'<p class="verdict">{safe(text)}</p>'
+
+
 def picture(content: bytes, words: str, kind: str = "png") -> str:
     """Return an image with its text alternative."""
     return f'<img src="{data_uri(content, kind)}" alt="{safe(words)}">'

@@ -18,7 +18,10 @@ _LIGHTER = 0.5  # of what is missing to white, for the left of a pair
 
 
 def colours(structures: Structures) -> dict[str, Colour]:
-    """Return a colour (red, green, blue in 0 … 1) per structure; left and right share a hue, the left one is lighter."""
+    """Return a colour (red, green, blue in 0 … 1) per structure, in the order of their indices.
+
+    Left and right share a hue, the left one is lighter.
+    """
     chosen: dict[str, Colour] = {}
     side = dict(structures.pairs())
     partner = {right: left for left, right in side.items()}
@@ -34,7 +37,7 @@ def colours(structures: Structures) -> dict[str, Colour]:
         if left != right:
             lighter = lightness + _LIGHTER * (1 - lightness)
             chosen[str(names[left])] = colorsys.hls_to_rgb(hue, lighter, saturation)
-    return chosen
+    return {name: chosen[name] for name in structures.names}
 
 
 def hexadecimal(colour: Colour) -> str:

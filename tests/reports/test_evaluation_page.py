@@ -1,16 +1,19 @@
 import hashlib
+import json
 import re
 from dataclasses import replace
 from importlib.resources import files
 
 import pytest
-from evaluation_maker import evaluated
+from evaluation_maker import dataset, evaluated, predictions
 
 from medseg_se.errors import OutputError, UsageError
 from medseg_se.evaluation.evaluate import evaluate
 from medseg_se.reports.case_view import find_images
 from medseg_se.reports.evaluation_page import write_evaluation_report
+from medseg_se.reports.palette import colours, hexadecimal
 from medseg_se.reports.viewer import NIIVUE, SHA256
+from medseg_se.structures import Structures
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +151,22 @@ def test_lesions_and_regions_have_rows_too(tmp_path):
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "both <small>region</small>" in text
     assert "lesion recall" in text
+
+
+def test_an_index_has_the_name_and_the_colour_of_its_structure_everywhere(tmp_path):
+    data, folder = dataset(tmp_path / "data", 1), predictions(tmp_path / "predictions", 1)
+    structures = Structures({"left box": (3,), "right box": (7,)})
+    found = evaluate(folder, data / "labelsTr", structures, progress=False)
+    write_evaluation_report(found, tmp_path / "page.html")
+    text = without_viewer((tmp_path / "page.html").read_text(encoding="utf-8"))
+    setup = json.loads(re.search(r'id="viewer-setup">(.*?)</script>', text)[1])
+    for index, (name, colour) in enumerate(colours(structures).items(), start=1):
+        outlines = re.findall(
+            rf'<path class="o{index}" stroke="([^"]+)" d="M(\d+)[^<]*><title>([^<]+), prediction</title>', text
+        )
+        assert {(ink, title) for ink, _, title in outlines} == {(hexadecimal(colour), name)}
+        assert f'data-structure="{index}"> <span class="swatch" style="background:{hexadecimal(colour)}"></span>{name}<' in text
+        assert setup["structures"][index - 1] == {"name": name, "rgb": [round(255 * part) for part in colour]}
+    axial = text[text.index("axial, z") :]
+    starts = {name: int(re.search(rf'd="M(\d+)[^<]*><title>{name}, truth', axial)[1]) for name in ("left box", "right box")}
+    assert starts["right box"] < starts["left box"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medseg_se.reports.forest import Effect, forest_plot, signed
-from medseg_se.reports.page import json_script, number, script_text
+from medseg_se.reports.page import json_script, number, page, script_text, verdict_paragraph
 from medseg_se.reports.pareto import Candidate, pareto_front, pareto_plot
 from medseg_se.reports.plots import Distribution, distribution_plot
 from medseg_se.reports.tables import Cell, Column, Scale, sortable_table
@@ -127,3 +127,9 @@ def test_nothing_in_a_script_ends_it():
     held = json_script("x", {"name": "</script><!--<script>"})
     assert held.count("</script>") == 1
     assert "<!--" not in held
+
+
+def test_a_verdict_is_text_and_a_page_holds_its_parts_in_order():
+    text = page("a & b", verdict_paragraph("p < 0.05"), ["x {}"], ["one()", "two()"])
+    parts = ["<title>a &amp; b</title>", "x {}", '<p class="verdict">p &lt; 0.05</p>', "one()", "two()", "</html>"]
+    assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)

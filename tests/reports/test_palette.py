@@ -36,3 +36,8 @@ def test_many_structures_have_colours_of_their_own_that_css_reads():
     found = colours(Structures({f"organ {number}": (number,) for number in range(1, 60)}))
     assert len(set(map(hexadecimal, found.values()))) == 59
     assert hexadecimal((1.0, 0.5, 0.0)) == "#ff8000"
+
+
+def test_colours_come_in_the_order_of_the_indices_whichever_side_is_first():
+    structures = Structures({"left lung": (5,), "heart": (3,), "right lung": (1,), "right eye": (2,), "left eye": (4,)})
+    assert tuple(colours(structures)) == structures.names
