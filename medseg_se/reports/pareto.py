@@ -61,7 +61,9 @@ def pareto_plot(candidates: Sequence[Candidate], cost: str, score: str) -> str:
         return left_out
     logarithmic = min(one.cost for one in known) > 0 and max(one.cost for one in known) / min(one.cost for one in known) > _WIDE
     place = math.log10 if logarithmic else float
-    across = Scale.around([place(one.cost) for one in known])
+    costs = [place(one.cost) for one in known]
+    beside = 0.05 * (max(costs) - min(costs))  # so that no point lies on the frame
+    across = Scale.around(costs, min(costs) - beside, max(costs) + beside)
     up = Scale.around([value for one in known for value in (one.score, one.low, one.high)])
     front = pareto_front(known)
     marks = [_grid(across, up, logarithmic)]

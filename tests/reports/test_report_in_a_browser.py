@@ -118,7 +118,7 @@ def browse(path, *arguments):
         "--enable-logging=stderr",
         "--host-resolver-rules=MAP * ~NOTFOUND",
     ]
-    options += [f"--user-data-dir={path.parent / 'profile'}", "--virtual-time-budget=12000", "--window-size=1400,3200"]
+    options += [f"--user-data-dir={path.parent / 'profile'}", "--virtual-time-budget=12000", "--window-size=1000,1000"]
     command = [CHROMIUM, *options, *arguments, path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
@@ -168,7 +168,7 @@ def test_the_viewer_draws_and_obeys_without_a_network(page, width):
 def test_on_paper_there_are_pictures_and_no_viewer(page, tmp_path):
     path = tmp_path / "report.html"
     shutil.copy(page, path)
-    browse(path, "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'report.pdf'}")
+    browse(path, "--window-size=600,800", "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'report.pdf'}")
     content = (tmp_path / "report.pdf").read_bytes()
     assert content.startswith(b"%PDF")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 12
