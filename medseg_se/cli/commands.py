@@ -13,8 +13,9 @@ from medseg_se.cli.export import export
 from medseg_se.cli.networks import networks
 from medseg_se.cli.planning import plan
 from medseg_se.cli.prediction import predict
+from medseg_se.cli.reporting import report
 
-__all__ = ["check", "configs", "cost", "cv", "demo", "evaluate", "export", "inspect", "networks", "plan", "predict"]
+__all__ = ["check", "configs", "cost", "cv", "demo", "evaluate", "export", "inspect", "networks", "plan", "predict", "report"]
 
 
 def check(data: str, *, json: bool = False, workers: int | None = None) -> int:
