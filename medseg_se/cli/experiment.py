@@ -19,7 +19,8 @@ from medseg_se.cli.train import quieten, with_configs
 from medseg_se.data.datalist import read_structures
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import UsageError
-from medseg_se.evaluation.compare import Comparison
+from medseg_se.evaluation.compare import Correction
+from medseg_se.evaluation.comparison import Comparison
 from medseg_se.experiments.cases import TRAINING, Cases, find_cases, keep_cases
 from medseg_se.experiments.costs import measure_costs
 from medseg_se.experiments.folder import RunFolder, Settings, keep_runs
@@ -57,7 +58,8 @@ def run_experiment(
     devices: str | None,
     jobs: int,
     sweep: Sweep | None,
-    options: Mapping[str, Any],
+    measure: str,
+    correction: Correction,
 ) -> Comparison | None:
     """Do what is missing of an experiment and compare its runs; None if a run failed.
 
@@ -69,7 +71,8 @@ def run_experiment(
         devices: CUDA devices, each of which does a run at a time.
         jobs: Runs side by side without such devices.
         sweep: Where runs are fanned out to; None to do them here.
-        options: How runs are compared, for `medseg_se.evaluation.compare.compare`.
+        measure: What is compared.
+        correction: How p-values are corrected.
 
     Raises:
         UsageError: The experiment makes no sense, or the folder holds another one.
@@ -90,8 +93,12 @@ def run_experiment(
         write_text(output / "experiment.yaml", path.read_text(encoding="utf-8"))
         if not _train(experiment, checked, places, sweep, output, notices):
             return None
-        costs = measure_costs(experiment, {name: one.model for name, one in checked.items()}, cases, output)
-        return compare_finished(experiment, output, costs, options)
+        tasks = {name: cast(SegmentationTask, one.model) for name, one in checked.items()}
+        first = next(iter(checked.values()))
+        costs = measure_costs(
+            experiment, tasks, cast(SegmentationData, first.datamodule), first.settings["trainer"], output / "costs.json"
+        )
+        return compare_finished(experiment, output, costs, measure, correction)
 
 
 # --------------------------------------------------------------------------------------------------------------- before it runs
@@ -99,8 +106,7 @@ def run_experiment(
 
 def _base(experiment: Experiment, training: Sequence[str]) -> Settings:
     """Return the config that all runs share, the configs that it lies over among it."""
-    for where, keys in (("--", [word.partition("=")[0].lstrip("-") for word in training if word.startswith("-")]),):
-        _refuse_set_here(keys, where)
+    _refuse_set_here([word.partition("=")[0].lstrip("-") for word in training if word.startswith("-")], "what follows `--`")
     _refuse_set_here(_dotted(experiment.fit), f"`fit` of {experiment.path}")
     base: Settings = {"trainer": {}, "model": {}, "data": {}}
     named = with_configs([word for config in experiment.configs for word in ("--config", config)])
