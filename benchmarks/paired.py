@@ -40,8 +40,10 @@ def read(path: Path) -> dict[str, float]:
     """Return case → mean Dice over its structures."""
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    structures = [name for name in rows[0] if name not in ("case", "failure")]
-    return {row["case"]: float(np.mean([float(row[name]) for name in structures if row[name]])) for row in rows}
+    dice: dict[str, list[float]] = {}
+    for row in rows:
+        dice.setdefault(row["case"], []).extend([float(row["dice"])] if row["dice"] else [])
+    return {case: float(np.mean(values)) for case, values in dice.items()}
 
 
 if __name__ == "__main__":

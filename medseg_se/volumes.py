@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from scipy import ndimage
 
 from medseg_se.errors import DataError, UsageError
 from medseg_se.files import atomic_write
@@ -185,6 +186,25 @@ def resample_labels(volume: Volume, shape: tuple[int, int, int]) -> Volume:
     if volume.array.dtype.kind not in "iu":
         raise UsageError(f"Expected integer labels, but got {volume.array.dtype}.")
     return _on_grid(volume, np.stack([by_vote(channel, shape) for channel in volume.array]))
+
+
+def on_grid_of(labels: Volume, like: Volume) -> Volume:
+    """Return a label map on the grid of `like`, wherever and however that lies: each voxel gets the label that is nearest.
+
+    Beyond the voxels of `labels` there is 0.
+
+    Raises:
+        DataError: The two have no place in common.
+    """
+    matrix = np.linalg.inv(labels.affine) @ like.affine
+    corners = np.stack(np.meshgrid(*((0, length - 1) for length in like.shape), [1], indexing="ij")).reshape(4, -1)
+    places = (matrix @ corners)[:3]
+    if (places.max(axis=1) < -0.5).any() or (places.min(axis=1) > np.array(labels.shape) - 0.5).any():
+        raise DataError(f"{labels.path} and {like.path} have no place in common. Do their affines belong to the same scan?")
+    array = ndimage.affine_transform(
+        labels.array[0], matrix[:3, :3], matrix[:3, 3], like.shape, order=0, mode="grid-constant", cval=0, prefilter=False
+    )
+    return replace(labels, array=array[None], affine=like.affine, header=None)
 
 
 def grid_of(affine: npt.NDArray[np.float64], old: Sequence[int], new: Sequence[int]) -> npt.NDArray[np.float64]:

@@ -33,7 +33,6 @@ __all__ = [
 
 if TYPE_CHECKING:
     from medseg_se.evaluation.result import Evaluation
-    from medseg_se.structures import Structures
 
 
 def check(data: str, *, json: bool = False, workers: int | None = None) -> int:
@@ -95,35 +94,52 @@ def evaluate(
     *,
     structures: str | None = None,
     output: str | None = None,
+    metrics: str = "all",
+    tolerance: str = "1.0",
+    surface: str = "voxel",
+    lesions: str | None = None,
+    resample: bool = False,
     workers: int | None = None,
 ) -> int:
-    """Compare predictions with the truth: Dice per structure and case, mean, standard deviation and n.
+    """Compare predictions with the truth: overlap, volumes and surface distances per structure and case, with intervals and n.
 
-    Missing predictions count as failures. Exit code 1 if there is any.
+    Missing predictions count as failures. Exit code 1 if there is any. What each measure means: docs/evaluation.md.
 
     Args:
         predictions: Folder of label maps, as `medseg-se predict` writes it.
         truth: Folder of label maps, or a dataset.
         structures: JSON file or dataset that gives the label values; taken from the truth where that is a dataset.
         output: Folder for evaluation.csv and evaluation.json; the predictions' folder if not given.
+        metrics: Measures with commas between, such as dice,hd95_mm,nsd; all but lesions if not given.
+        tolerance: Of the NSD in mm; one for all, or a JSON table of structures (or its file), with "default" for the others.
+        surface: What a surface is made of, voxel (as in MONAI) or surfel (as in surface-distance).
+        lesions: Count connected components, too, which match if they share a voxel (any) or have at least this IoU.
+        resample: Resample a prediction on another grid to that of the truth, by nearest voxel; otherwise it is a failure.
         workers: Cases judged at the same time.
     """
     from medseg_se.data.datalist import read_structures
+    from medseg_se.evaluation.criteria import read_tolerance
+    from medseg_se.evaluation.evaluate import evaluate as judge
 
-    known = read_structures(structures) if structures else None
-    result = judge_folder(Path(predictions), Path(truth), known, Path(output or predictions), workers)
+    result = judge(
+        predictions,
+        truth,
+        read_structures(structures) if structures else None,
+        workers,
+        metrics=metrics,
+        tolerance=read_tolerance(tolerance),
+        surface=surface,
+        lesions=lesions,
+        resample=resample,
+    )
+    show_evaluation(result, Path(output or predictions))
     return 1 if result.failed else 0
 
 
-def judge_folder(
-    predictions: Path, truth: Path, structures: Structures | None, output: Path, workers: int | None = None
-) -> Evaluation:
-    """Evaluate a folder of predictions, write evaluation.csv and evaluation.json to `output` and print the table."""
+def show_evaluation(result: Evaluation, output: Path) -> None:
+    """Write evaluation.csv and evaluation.json to `output` and print the table."""
     from rich.console import Console
 
-    from medseg_se.evaluation.evaluate import evaluate as judge
-
-    result = judge(predictions, truth, structures, workers)
     result.write_csv(output / "evaluation.csv")
     result.write_json(output / "evaluation.json")
     console = Console()
@@ -134,7 +150,6 @@ def judge_folder(
         soft_wrap=True,
         markup=False,
     )
-    return result
 
 
 def configs(name: str | None = None) -> int:

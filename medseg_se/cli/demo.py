@@ -14,6 +14,7 @@ from medseg_se.cli.recipes import recipe_path
 from medseg_se.data.datalist import Datalist, read_datalist
 from medseg_se.data.phantom import write_phantoms
 from medseg_se.errors import UsageError
+from medseg_se.evaluation.evaluate import evaluate
 from medseg_se.evaluation.result import Evaluation
 from medseg_se.optional import load_optional
 from medseg_se.reports.pictures import Shown, case_picture, overview_picture
@@ -59,7 +60,8 @@ def run_demo(output: Path, cases: int, minutes: float) -> int:
         return code
 
     _headline(console, 5, "medseg-se evaluate: against the truth")
-    result = commands.judge_folder(output / "predictions", output / "data", None, output / "predictions")
+    result = evaluate(output / "predictions", output / "data")
+    commands.show_evaluation(result, output / "predictions")
 
     _headline(console, 6, f"Pictures ({output / 'pictures'})")
     write_pictures(datalist, result, output)
@@ -73,7 +75,7 @@ def run_demo(output: Path, cases: int, minutes: float) -> int:
         f"  scans and truth    {output / 'data'}\n"
         f"  checkpoint         {run / 'checkpoints' / 'best.ckpt'}\n"
         f"  predicted scans    {output / 'predictions'}\n"
-        f"  Dice by case       {output / 'predictions' / 'evaluation.csv'}\n"
+        f"  measures by case   {output / 'predictions' / 'evaluation.csv'}\n"
         f"  pictures           {output / 'pictures'}\n"
         "Next: the same with your own scans, see the README.",
     )

@@ -22,7 +22,7 @@ COMMANDS = {
     "plan": "fit a training to a dataset, this machine, a time and a memory",
     "cv": "train every fold, judge all cases, and keep the folds as one model",
     "predict": "segment scans with one checkpoint or several",
-    "evaluate": "per-structure Dice of predictions against the truth",
+    "evaluate": "overlap and surface distances of predictions against the truth",
     "compare": "tell whether runs differ, or run a whole experiment and tell",
     "export": "write a model in a form that other programs read",
     "inspect": "see what attention does inside a network on one scan",

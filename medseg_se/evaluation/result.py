@@ -1,67 +1,37 @@
-"""The outcome of an evaluation: what is known of every case and structure, summed up, written and printed."""
+"""The outcome of an evaluation: what is known of every case and structure, summed up, written, read and printed."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from medseg_se.data.datalist import read_json
+from medseg_se.evaluation import document, table
+from medseg_se.evaluation.case import CaseResult
+from medseg_se.evaluation.criteria import Criteria
+from medseg_se.evaluation.spread import Spread, spread
 from medseg_se.files import write_json, write_text
+from medseg_se.metrics.lesions import Matching
+from medseg_se.metrics.measures import MEASURES
+from medseg_se.metrics.surfaces import Family
 from medseg_se.structures import Structures
 
+__all__ = ["POLICY", "CaseResult", "Evaluation", "Spread", "write_rows"]
+
 POLICY = (
-    "A structure absent from both truth and prediction is not counted; absent from one of them, its Dice is 0. "
-    "A missing, failed or unusable prediction counts as an empty one: 0 for every structure present in the truth. "
+    "A structure absent from both truth and prediction is not counted. Absent from one of them, it scores 0 in what is better "
+    "the higher it is (Dice, NSD, …), and its distances are infinite: so is then their mean, while the median still says "
+    "something, and the number of infinite ones is given. "
+    "A missing, failed or unusable prediction counts as an empty one. "
     "Voxels whose truth is unknown (the ignore value) are left out. "
     "The mean over foreground is the mean of the structures' means, regions aside."
 )
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """How well one case was predicted.
-
-    Attributes:
-        id: The case's name.
-        dice: Judged structure or region → Dice; NaN where it is not counted.
-        truth_ml: The same names → volume in the truth in ml.
-        predicted_ml: The same names → volume in the prediction in ml.
-        failure: Why the prediction could not be used, or None.
-    """
-
-    id: str
-    dice: Mapping[str, float]
-    truth_ml: Mapping[str, float]
-    predicted_ml: Mapping[str, float]
-    failure: str | None = None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Dice of one structure over the cases in which it is counted; NaN and None where there is no such case.
-
-    Attributes:
-        mean: Mean.
-        sd: Standard deviation with n - 1 in the denominator; NaN for fewer than two cases.
-        median: Median.
-        n: Number of counted cases.
-        minimum: The lowest Dice.
-        worst_case: Name of the (first) case with the lowest Dice.
-    """
-
-    mean: float
-    sd: float
-    median: float
-    n: int
-    minimum: float
-    worst_case: str | None
 
 
 @dataclass(frozen=True)
@@ -73,17 +43,36 @@ class Evaluation:
         cases: The judged cases, in the order of their names.
         unjudged: Case → why its truth could not be read.
         extra: Names of predicted cases without truth.
+        measures: Names of what was measured, out of `medseg_se.metrics.measures.MEASURES`.
+        surface: Definition of surfaces, see `medseg_se.metrics.surfaces.FAMILIES`.
+        tolerances: Judged structure or region → tolerance of the NSD in mm.
+        lesions: What made two lesions match; None where they were not counted.
     """
 
     structures: Structures
     cases: tuple[CaseResult, ...]
     unjudged: Mapping[str, str]
     extra: tuple[str, ...]
+    measures: tuple[str, ...] = ("dice",)
+    surface: Family = "voxel"
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    lesions: Matching | None = None
+    _summaries: dict[str, dict[str, Spread]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def criteria(self) -> Criteria:
+        """By what was judged."""
+        return Criteria(self.measures, self.surface, self.tolerances, self.lesions)
 
     @property
     def failures(self) -> dict[str, str]:
         """Case → why its prediction could not be used."""
         return {case.id: case.failure for case in self.cases if case.failure is not None}
+
+    @property
+    def resampled(self) -> dict[str, str]:
+        """Case → on which other grid its prediction lay, from which it was resampled."""
+        return {case.id: case.resampled for case in self.cases if case.resampled is not None}
 
     @property
     def failed(self) -> bool:
@@ -93,89 +82,76 @@ class Evaluation:
     @property
     def mean_foreground(self) -> float:
         """Mean of the structures' mean Dice, regions aside; structures counted in no case are left out."""
-        summary = self.summary()
-        return _mean([summary[name].mean for name in self.structures.names if summary[name].n])
+        return self.foreground("dice")
 
-    def summary(self) -> dict[str, Spread]:
-        """Return the spread of each structure and region over the cases."""
-        return {name: self._spread(name) for name in self.structures.judged()}
+    def foreground(self, measure: str) -> float:
+        """Return the mean of the structures' means of a measure, regions aside; structures counted in no case are left out."""
+        summary = self.summary(measure)
+        means = [summary[name].mean for name in self.structures.names if summary[name].n]
+        return float(np.mean(means)) if means else np.nan
 
-    def _spread(self, name: str) -> Spread:
-        counted = [(case.dice[name], case.id) for case in self.cases if not np.isnan(case.dice[name])]
-        scores = np.array([score for score, _ in counted])
-        if not counted:
-            return Spread(np.nan, np.nan, np.nan, 0, np.nan, None)
-        minimum, worst_case = min(counted, key=lambda pair: pair[0])
-        sd = float(scores.std(ddof=1)) if len(counted) > 1 else np.nan
-        return Spread(float(scores.mean()), sd, float(np.median(scores)), len(counted), minimum, worst_case)
+    def summary(self, measure: str = "dice") -> dict[str, Spread]:
+        """Return the spread of a measure over the cases, for each structure and region."""
+        if measure not in self._summaries:
+            ids, groups = [case.id for case in self.cases], [case.group for case in self.cases]
+            self._summaries[measure] = {
+                name: spread(MEASURES[measure], [case.scores[measure][name] for case in self.cases], ids, groups)
+                for name in self.structures.judged()
+            }
+        return self._summaries[measure]
 
     def write_csv(self, path: Path | str) -> None:
-        """Write one row per case, one column per structure and region (empty where not counted), and the failure."""
-        names = list(self.structures.judged())
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["case", *names, "failure"])
-        for case in self.cases:
-            scores = ["" if np.isnan(case.dice[name]) else repr(case.dice[name]) for name in names]
-            table.writerow([case.id, *scores, case.failure or ""])
-        write_text(path, text.getvalue())
+        """Write one row a case and structure or region, a column a measure."""
+        write_rows(path, self, {})
 
     def write_json(self, path: Path | str) -> None:
-        """Write policy, summary, cases, failures and what was not judged; NaN becomes null."""
-        content = {
-            "format": 1,
-            "metric": "Dice",
-            "policy": POLICY,
-            "structures": self.structures.to_dict(),
-            "mean_foreground": self.mean_foreground,
-            "summary": {name: asdict(spread) for name, spread in self.summary().items()},
-            "cases": [asdict(case) for case in self.cases],
-            "failures": self.failures,
-            "unjudged": dict(self.unjudged),
-            "extra": list(self.extra),
-        }
-        write_json(path, content)
+        """Write policy, summary, cases, failures and what was not judged, in the format that docs/evaluation.md describes."""
+        write_json(path, document.to_document(self, POLICY))
+
+    @classmethod
+    def read_json(cls, path: Path | str) -> Evaluation:
+        """Read what `write_json` wrote.
+
+        Raises:
+            DataError: The file is missing, or is no evaluation in the present format.
+        """
+        return cls(**document.from_document(read_json(Path(path)), Path(path)))
 
     def render(self, console: Console) -> None:
-        """Print the table of structures, then failures, unreadable truths, extra predictions and the policy."""
-        console.print(self._table())
-        _print_listed(console, "Failed predictions, counted as empty", self.failures, "bold red")
-        _print_listed(console, "Not judged, because the truth cannot be read", self.unjudged, "bold red")
-        if self.extra:
-            console.print(Text(f"Predicted without truth, not judged ({len(self.extra)}): {', '.join(self.extra)}", "yellow"))
-        console.print(Text(POLICY, "dim"))
-
-    def _table(self) -> Table:
-        count = len(self.cases)
-        table = Table(title=f"Dice over {count} case{'' if count == 1 else 's'}", title_justify="left")
-        table.add_column("structure", overflow="fold")
-        for heading in ("mean ± SD", "median", "worst"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("worst case", overflow="fold")
-        table.add_column("n", justify="right", no_wrap=True)
-        summary = self.summary()
-        for name, spread in summary.items():
-            shown = Text(name) if name not in self.structures.regions else Text(f"{name} (region)", "italic")
-            mean = f"{_number(spread.mean)} ± {_number(spread.sd)}"
-            median, worst = _number(spread.median), _number(spread.minimum)
-            table.add_row(shown, mean, median, worst, Text(spread.worst_case or "–"), str(spread.n))
-        table.add_section()
-        counted = sum(summary[name].n > 0 for name in self.structures.names)
-        structures = f"{counted} structure{'' if counted == 1 else 's'}"
-        table.add_row("mean over foreground", f"{_number(self.mean_foreground)}        ", "", "", structures, "", style="bold")
-        return table
+        """Print the table of structures, then what went wrong, how things are defined, and the policy."""
+        table.render(self, POLICY, console)
 
 
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else np.nan
+def write_rows(path: Path | str, evaluation: Evaluation, columns: Mapping[str, Mapping[str, object]]) -> None:
+    """Write one row a case and structure or region: case, group, `columns`, structure, failure, and a column a measure.
+
+    A cell is empty where a measure is not counted, and "inf" where a distance is infinite.
+
+    Args:
+        path: The CSV file.
+        evaluation: What is written.
+        columns: Name of a further column → case → what it says.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["case", "group", *columns, "structure", "failure", *evaluation.measures])
+    for case in evaluation.cases:
+        further = [values[case.id] for values in columns.values()]
+        for name in evaluation.structures.judged():
+            scores = [_cell(case.scores[measure][name]) for measure in evaluation.measures]
+            rows.writerow([case.id, case.group or "", *further, name, case.failure or "", *scores])
+    write_text(path, text.getvalue())
 
 
-def _number(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.3f}"
+def together(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Return the cases of several evaluations by the same criteria, in the order of their names, as one."""
+    cases = sorted((case for one in evaluations for case in one.cases), key=lambda case: case.id)
+    unjudged = {name: reason for one in evaluations for name, reason in one.unjudged.items()}
+    first = evaluations[0]
+    return Evaluation(
+        first.structures, tuple(cases), unjudged, (), first.measures, first.surface, first.tolerances, first.lesions
+    )
 
 
-def _print_listed(console: Console, heading: str, reasons: Mapping[str, str], style: str) -> None:
-    if reasons:
-        console.print(Text(f"{heading} ({len(reasons)}):", style))
-    for name, reason in reasons.items():
-        console.print(Text(f"  {name}: {reason}"))
+def _cell(value: float) -> str:
+    return "" if np.isnan(value) else repr(value)

@@ -75,9 +75,45 @@ def dice_from_confusion(matrix: npt.NDArray[np.int64], groups: Sequence[tuple[in
         groups: Indices whose union is judged as one, as `Structures.judged` gives them.
     """
     both, true, predicted = volumes_from_confusion(matrix, groups)
-    dice = np.full(len(groups), np.nan)
-    np.divide(2 * both, true + predicted, out=dice, where=true + predicted > 0)
-    return dice
+    return _share(2 * both, true + predicted, true + predicted > 0)
+
+
+def overlap_from_confusion(
+    matrix: npt.NDArray[np.int64], groups: Sequence[tuple[int, ...]], millilitres: float
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return every measure of `medseg_se.metrics.measures.OVERLAP` by its name, of each group (G,).
+
+    With A the truth and B the prediction: IoU |A ∩ B| / |A ∪ B|, precision |A ∩ B| / |B|, recall |A ∩ B| / |A|, volume
+    similarity 1 - ||A| - |B|| / (|A| + |B|) (Taha and Hanbury, 2015, https://doi.org/10.1186/s12880-015-0068-x), bias
+    |B| - |A|. Absent from both maps, all but the two volumes are NaN; absent from one, all but volumes and bias are 0.
+
+    Args:
+        matrix: What `confusion` returned.
+        groups: Indices whose union is judged as one, as `Structures.judged` gives them.
+        millilitres: Volume of a voxel.
+    """
+    both, true, predicted = volumes_from_confusion(matrix, groups)
+    total = true + predicted
+    counted = total > 0
+    return {
+        "dice": _share(2 * both, total, counted),
+        "iou": _share(both, total - both, counted),
+        "precision": _share(both, predicted, counted),
+        "recall": _share(both, true, counted),
+        "volume_similarity": _share(2 * np.minimum(true, predicted), total, counted),
+        "bias_ml": np.where(counted, (predicted - true) * millilitres, np.nan),
+        "truth_ml": true * millilitres,
+        "predicted_ml": predicted * millilitres,
+    }
+
+
+def _share(
+    part: npt.NDArray[np.int64], whole: npt.NDArray[np.int64], counted: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Return part / whole; NaN where it is not counted, and 0 where it is but there is nothing to divide by."""
+    shares = np.where(counted, 0.0, np.nan)
+    np.divide(part, whole, out=shares, where=whole > 0)
+    return shares
 
 
 def _check_range(name: str, indices: npt.NDArray[np.int64], low: int, num_classes: int) -> None:

@@ -1,0 +1,102 @@
+"""An evaluation as a JSON document, format 2, and back; NaN is null there, and what is infinite the text "inf"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg_se.errors import DataError
+from medseg_se.evaluation.case import CaseResult
+from medseg_se.metrics.measures import MEASURES
+from medseg_se.metrics.surfaces import FAMILIES
+from medseg_se.structures import Structures
+
+if TYPE_CHECKING:
+    from medseg_se.evaluation.result import Evaluation
+
+FORMAT = 2
+
+
+def to_document(evaluation: Evaluation, policy: str) -> dict[str, Any]:
+    """Return the content of evaluation.json."""
+    content = {
+        "format": FORMAT,
+        "policy": policy,
+        "definitions": evaluation.criteria.sentences(),
+        "structures": evaluation.structures.to_dict(),
+        "measures": [asdict(MEASURES[name]) for name in evaluation.measures],
+        "surface": evaluation.surface,
+        "tolerances": dict(evaluation.tolerances),
+        "lesions": evaluation.lesions,
+        "mean_foreground": evaluation.mean_foreground,
+        "summary": {
+            measure: {name: asdict(spread) for name, spread in evaluation.summary(measure).items()}
+            for measure in evaluation.measures
+        },
+        "cases": [case_to_dict(case) for case in evaluation.cases],
+        "failures": evaluation.failures,
+        "unjudged": dict(evaluation.unjudged),
+        "extra": list(evaluation.extra),
+    }
+    plain: dict[str, Any] = _plain(content)
+    return plain
+
+
+def case_to_dict(case: CaseResult) -> dict[str, Any]:
+    """Return a case as plain data; its files are named by absolute paths."""
+    files = {"truth": case.truth, "prediction": case.prediction}
+    return {**vars(case), **{name: None if path is None else str(path.absolute()) for name, path in files.items()}}
+
+
+def from_document(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the arguments of the `Evaluation` that a document describes.
+
+    Raises:
+        DataError: It is none in the present format; `path` is named.
+    """
+    if content.get("format") != FORMAT or "cases" not in content:
+        raise DataError(
+            f"Expected {path} to be an evaluation in format {FORMAT}, but its format is {content.get('format')!r}. "
+            "Run `medseg-se evaluate` again."
+        )
+    try:
+        measures = tuple(measure["name"] for measure in content["measures"])
+        structures = Structures.from_dict(content["structures"])
+        unknown = [name for name in (*measures, content["surface"]) if name not in {*MEASURES, *FAMILIES}]
+        if unknown:
+            raise ValueError(f"{unknown} are not known to this version")
+        return {
+            "structures": structures,
+            "cases": tuple(_case(entry, measures, list(structures.judged())) for entry in content["cases"]),
+            "unjudged": dict(content["unjudged"]),
+            "extra": tuple(content["extra"]),
+            "measures": measures,
+            "surface": content["surface"],
+            "tolerances": dict(content["tolerances"]),
+            "lesions": content["lesions"],
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is a damaged evaluation ({type(error).__name__}: {error}). Run `medseg-se evaluate` again."
+        ) from error
+
+
+def _case(entry: Mapping[str, Any], measures: tuple[str, ...], judged: list[str]) -> CaseResult:
+    paths = {name: None if entry[name] is None else Path(entry[name]) for name in ("truth", "prediction")}
+    scores = {measure: {name: _number(entry["scores"][measure][name]) for name in judged} for measure in measures}
+    return CaseResult(entry["id"], scores, entry["group"], entry["failure"], **paths, resampled=entry["resampled"])
+
+
+def _number(value: float | str | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return str(content) if isinstance(content, float) and math.isinf(content) else content
