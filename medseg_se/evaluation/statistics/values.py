@@ -33,6 +33,27 @@ def as_pairs(first: npt.ArrayLike, second: npt.ArrayLike, names: tuple[str, str]
     return one, other
 
 
+def as_truths(values: npt.ArrayLike, name: str) -> npt.NDArray[np.bool_]:
+    """Return `values` (n,) as true or false; raise `UsageError` where they are neither that nor 0 or 1."""
+    array = as_values(values, name)
+    if not np.isin(array, (0, 1)).all():
+        raise UsageError(f"Expected `{name}` to be true or false for each case, but got {array[~np.isin(array, (0, 1))][0]}.")
+    return array.astype(bool)
+
+
+def as_classes(truth: npt.ArrayLike, scores: npt.ArrayLike, name: str) -> tuple[npt.NDArray[np.intp], Array]:
+    """Return `truth` (n,) as classes 0 to C - 1 and `scores` as float64 (n, C); raise `UsageError` where they do not fit."""
+    table, labels = np.asarray(scores, dtype=np.float64), as_values(truth, "truth")
+    if table.ndim != 2 or table.shape[1] < 2 or len(table) != len(labels):
+        raise UsageError(f"Expected `{name}` to be ({len(labels)}, classes) as `truth` says, but got the shape {table.shape}.")
+    if np.isnan(table).any():
+        raise UsageError(f"Expected `{name}` to have a number for each case and class, but got NaN.")
+    wrong = labels[~np.isin(labels, np.arange(table.shape[1]))]
+    if len(wrong):
+        raise UsageError(f"Expected `truth` to be classes from 0 to {table.shape[1] - 1}, but got {wrong[0]}.")
+    return labels.astype(np.intp), table
+
+
 def number_groups(groups: Groups | None, count: int) -> npt.NDArray[np.intp]:
     """Return the number 0..K-1 of the group of each of `count` values; a value whose group is None is a group of its own."""
     if groups is None:
