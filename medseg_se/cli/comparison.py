@@ -23,6 +23,7 @@ def compare(
     structures: str | None = None,
     measure: str = "dice",
     correction: Literal["holm", "bh"] = "holm",
+    seeds: Literal["average", "random"] = "average",
     data: str | None = None,
     devices: str | None = None,
     jobs: int = 1,
@@ -35,9 +36,9 @@ def compare(
     `medseg-se compare A B C --truth DATA` compares finished folders, of predictions or with an evaluation.json, with the first
     of them. `NAME=SEED_1,SEED_2` is one run of several seeds, which are averaged within each case.
 
-    `medseg-se compare EXPERIMENT.yaml --output FOLDER` trains a grid of networks, blocks, reductions, places, folds and seeds
-    alike in data order, augmentation, weights at the start and budget, judges every run on held-out cases and compares each with
-    the same network without attention. Run again, it does what is missing. `medseg-se configs` lists the shipped experiments.
+    `medseg-se compare EXPERIMENT.yaml --output FOLDER` trains a grid of networks, blocks, reductions, places, folds and seeds,
+    alike in data order, augmentation, weights at the start and budget, judges every run on held-out cases, and compares each
+    with the same network without attention. Run again, it does what is missing. `medseg-se configs` lists the shipped experiments.
     What follows `--` goes to every `medseg-se fit`.
 
     Args:
@@ -49,6 +50,7 @@ def compare(
         structures: JSON file or dataset that gives the label values, where the truth does not.
         measure: What is compared, such as dice, nsd, hd95_mm or bias_ml.
         correction: holm, or bh (Benjamini–Hochberg).
+        seeds: Several trainings of a run: average them for each subject, or take seeds as a random effect beside subjects.
         data: Dataset of an experiment, if not the one that it names.
         devices: CUDA devices, such as 0,1, each of which does a run at a time.
         jobs: Runs done side by side on a machine without such devices, each with its share of the processors.
@@ -65,7 +67,7 @@ def compare(
         raise UsageError(f"`{wrong[0]}` is for a comparison of {kind}.")
     if experiment is None:
         folders = _folders(runs, truth, structures, measure)
-        result = _compare_folders(folders, reference, measure, correction)
+        result = _compare_folders(folders, reference, measure, correction, seeds)
     else:
         from medseg_se.cli.experiment import run_experiment
         from medseg_se.experiments.sweep import Sweep
@@ -75,7 +77,7 @@ def compare(
         sweep = Sweep(executor, workers, _parameters(cluster)) if executor else None
         if sweep is None and (workers > 1 or cluster):
             raise UsageError("Expected `executor` where `workers` or `cluster` is given; `jobs` are runs side by side.")
-        found = run_experiment(experiment, training, Path(output), data, devices, jobs, sweep, measure, correction)
+        found = run_experiment(experiment, training, Path(output), data, devices, jobs, sweep, (measure, correction, seeds))
         if found is None:
             return 1
         result = found
@@ -122,8 +124,16 @@ def _folders(words: list[str], truth: str | None, structures: str | None, measur
         if own in named:
             raise UsageError(f"Expected every run to have a name of its own, but two are called {own}. Write NAME=FOLDER.")
         named[own] = folders
+    in_order = len({len(folders) for folders in named.values()}) == 1  # then they are taken to be of the same seeds
     return [
-        Compared(name, {str(folder): _judged(folder, truth, known, measure) for folder in folders}) for name, folders in named.items()
+        Compared(
+            name,
+            {
+                f"training {place}" if in_order else str(folder): _judged(folder, truth, known, measure)
+                for place, folder in enumerate(folders, start=1)
+            },
+        )
+        for name, folders in named.items()
     ]
 
 
@@ -134,25 +144,37 @@ def _short(folder: Path, words: list[str]) -> str:
 
 
 def _judged(folder: Path, truth: str | None, structures: Structures | None, measure: str) -> Evaluation:
-    """Return what a folder's predictions are worth: as its evaluation.json says, if that is newer than they, else judged now."""
-    from medseg_se.cli.commands import judge_folder
+    """Return what a folder's predictions are worth, as its evaluation.json says or, if that does not do, judged now."""
+    from medseg_se.evaluation.evaluate import evaluate
     from medseg_se.evaluation.result import Evaluation
 
     if not folder.is_dir():
         raise DataError(f"Expected a folder of predictions, but got {folder}.")
-    found, predictions = folder / "evaluation.json", list(folder.glob("*.nii*"))
+    found = folder / "evaluation.json"
     if found.is_file():
-        if all(path.stat().st_mtime <= found.stat().st_mtime for path in predictions):
-            return Evaluation.read_json(found)
+        result = Evaluation.read_json(found)
+        older = any(path.stat().st_mtime > found.stat().st_mtime for path in folder.glob("*.nii*"))
+        if measure in result.measures and not older:
+            return result
         if truth is None:
-            raise DataError(f"{folder} holds predictions that are newer than its evaluation.json. Give `--truth` to judge them again.")
+            why = "is older than the predictions beside it" if older else f"does not tell {measure}"
+            raise DataError(f"{found} {why}. Give `--truth` to judge them again.")
     if truth is None:
-        raise UsageError(f"{folder} has no evaluation.json. Give `--truth` with a folder of label maps or a dataset to judge it.")
-    return judge_folder(folder, Path(truth), structures, folder)
+        raise UsageError(
+            f"{folder} has no evaluation.json. Give `--truth` with a folder of label maps or a dataset to judge it."
+        )
+    result = evaluate(folder, truth, structures)
+    result.write_csv(folder / "evaluation.csv")
+    result.write_json(found)
+    return result
 
 
 def _compare_folders(
-    runs: list[Compared], reference: str | None, measure: str, correction: Literal["holm", "bh"]
+    runs: list[Compared],
+    reference: str | None,
+    measure: str,
+    correction: Literal["holm", "bh"],
+    seeds: Literal["average", "random"],
 ) -> Comparison:
     from dataclasses import replace
 
@@ -163,10 +185,10 @@ def _compare_folders(
     first = reference or names[0]
     if first not in names:
         raise unknown_name("reference", first, names)
-    ordered = sorted(runs, key=lambda run: run.name != first)
-    return compare_runs(
-        [run if run.name == first else replace(run, reference=first) for run in ordered], measure, correction
-    )
+    ordered = [
+        run if run.name == first else replace(run, reference=first) for run in sorted(runs, key=lambda run: run.name != first)
+    ]
+    return compare_runs(ordered, measure, correction, seeds)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- result
@@ -188,7 +210,9 @@ def _write(result: Comparison, output: Path | None) -> None:
     result.write_json(output / "comparison.json")
     written = ["table.csv", "comparison.json"]
     if importlib.util.find_spec("matplotlib") is None:
-        console.print("Figures are left out: they need matplotlib, pip install 'medseg-se[report]'.", soft_wrap=True, markup=False)
+        console.print(
+            "Figures are left out: they need matplotlib, pip install 'medseg-se[report]'.", soft_wrap=True, markup=False
+        )
     else:
         from medseg_se.reports.comparison_figures import write_figures
 

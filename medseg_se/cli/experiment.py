@@ -19,7 +19,7 @@ from medseg_se.cli.train import quieten, with_configs
 from medseg_se.data.datalist import read_structures
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import UsageError
-from medseg_se.evaluation.compare import Correction
+from medseg_se.evaluation.compare import Correction, Seeds
 from medseg_se.evaluation.comparison import Comparison
 from medseg_se.experiments.cases import TRAINING, Cases, find_cases, keep_cases
 from medseg_se.experiments.costs import measure_costs
@@ -58,8 +58,7 @@ def run_experiment(
     devices: str | None,
     jobs: int,
     sweep: Sweep | None,
-    measure: str,
-    correction: Correction,
+    judging: tuple[str, Correction, Seeds],
 ) -> Comparison | None:
     """Do what is missing of an experiment and compare its runs; None if a run failed.
 
@@ -71,8 +70,7 @@ def run_experiment(
         devices: CUDA devices, each of which does a run at a time.
         jobs: Runs side by side without such devices.
         sweep: Where runs are fanned out to; None to do them here.
-        measure: What is compared.
-        correction: How p-values are corrected.
+        judging: What is compared, how p-values are corrected, and what is done with several seeds.
 
     Raises:
         UsageError: The experiment makes no sense, or the folder holds another one.
@@ -98,7 +96,7 @@ def run_experiment(
         costs = measure_costs(
             experiment, tasks, cast(SegmentationData, first.datamodule), first.settings["trainer"], output / "costs.json"
         )
-        return compare_finished(experiment, output, costs, measure, correction)
+        return compare_finished(experiment, output, costs, *judging)
 
 
 # --------------------------------------------------------------------------------------------------------------- before it runs
@@ -172,7 +170,13 @@ def _settings(experiment: Experiment, run: Run, checked: CheckedTraining) -> Set
     fit["seed_everything"] = run.seed
     fit["model"]["init_args"] |= run.variant.arguments()
     data = fit["data"]["init_args"]
-    data |= {"seed": run.seed, "fold": run.fold, "source": TRAINING, "store": str(Path(data["store"]).absolute()), "progress": False}
+    data |= {
+        "seed": run.seed,
+        "fold": run.fold,
+        "source": TRAINING,
+        "store": str(Path(data["store"]).absolute()),
+        "progress": False,
+    }
     return {"judged": experiment.judged, "fit": fit}
 
 

@@ -1,6 +1,6 @@
 """One run of an experiment, in a process of its own: `python -m medseg_se.cli.experiment_run FOLDER NAME`.
 
-Trains, predicts the held-out cases, judges them, and notes what it took. Run again after it was killed, it goes on where it stood.
+Trains, predicts the held-out cases, judges them, and notes what it took. Killed and run again, it goes on where it stood.
 """
 
 from __future__ import annotations

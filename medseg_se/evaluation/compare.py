@@ -1,32 +1,36 @@
 """Runs against a reference, subject by subject: behind `medseg-se compare`.
 
-A difference is taken within each case, so that what makes a case hard for both does not count. The mean over foreground is the mean,
-within each case, over the structures that are counted in both runs. p-values are corrected twice: those of the mean over
-foreground over all runs that are compared, and those of structures over all structures and runs.
+A difference is taken within each case, so that what makes a case hard for both does not count. The mean over foreground is
+the mean, within each case, over the structures that are counted in both runs. p-values are corrected in two families: those of
+the mean over foreground over all runs that are compared, and those of structures over all structures and runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from medseg_se.errors import DataError, UsageError, unknown_name
+from medseg_se.evaluation.case import CaseResult
 from medseg_se.evaluation.comparison import Comparison, Contrast, Outcome
-from medseg_se.evaluation.result import CaseResult, Evaluation
+from medseg_se.evaluation.result import Evaluation
 from medseg_se.evaluation.statistics.bootstrap import mean_interval
 from medseg_se.evaluation.statistics.multiple import benjamini_hochberg, holm
 from medseg_se.evaluation.statistics.paired import Paired, compare_paired
-from medseg_se.evaluation.statistics.seeds import average_over_seeds
+from medseg_se.evaluation.statistics.seeds import AVERAGE, RANDOM, average_over_seeds, random_effect
 from medseg_se.evaluation.verdict import MEAN
-from medseg_se.metrics.measures import MEASURES, Measure
+from medseg_se.metrics.measures import DISTANCES, MEASURES, Measure
+from medseg_se.metrics.measures import names as names_of
 
 Array = npt.NDArray[np.float64]
 Correction = Literal["holm", "bh"]
+Seeds = Literal["average", "random"]
 _CORRECTIONS: Mapping[str, Callable[[npt.ArrayLike], Array]] = {"holm": holm, "bh": benjamini_hochberg}
+_OF_SURFACES = names_of(DISTANCES)
 _SHOWN = 5  # names in a note
 
 
@@ -36,8 +40,8 @@ class Compared:
 
     Attributes:
         name: Its name.
-        evaluations: Which training it was, such as "seed 1" → what its predictions were found to be worth. Trainings of the same
-            name are taken to be alike in all but what is compared, and then only those that both runs have are used.
+        evaluations: Which training it was, such as "seed 1" → what its predictions were found to be worth. Trainings of the
+            same name are alike in all but what is compared: then only those that both runs have are used.
         reference: The run it is compared with; None if it is a reference.
         cost: Some of `comparison.COSTS` → number.
     """
@@ -52,18 +56,20 @@ def compare(
     runs: Sequence[Compared],
     measure: str = "dice",
     correction: Correction = "holm",
+    seeds: Seeds = "average",
     *,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
     """Compare runs with their references on the cases and structures that all of them were judged on.
 
-    Several trainings of a run are averaged within each case; how much another training would change is then not in the interval.
-
     Args:
         runs: The runs and their references.
         measure: One of `MEASURES` that has a better and a worse.
         correction: "holm" or "bh" (Benjamini–Hochberg).
+        seeds: What is done with several trainings of a run: "average" within each case, and how much another training would
+            change is not in the interval; or "random", where seed and subject are both random effects, and interval and p are
+            about other seeds too; run and reference need the same trainings for it.
         confidence: Of the intervals.
         seed: Of what is drawn at random.
 
@@ -74,6 +80,8 @@ def compare(
     meant, names = _measure(measure, runs), [run.name for run in runs]
     if correction not in get_args(Correction):
         raise unknown_name("correction", correction, get_args(Correction))
+    if seeds not in get_args(Seeds):
+        raise unknown_name("way with seeds", seeds, get_args(Seeds))
     if len(set(names)) != len(names):
         raise UsageError(f"Expected every run to have a name of its own, but got {', '.join(names)}.")
     if all(run.reference is None for run in runs):
@@ -84,10 +92,10 @@ def compare(
     cases, notes = _common_cases(runs)
     structures, regions, more = _common_structures(runs)
     _check_truths(runs, cases)
-    sheet = _Sheet(meant, structures, regions, cases, _groups(runs, cases), confidence, seed)
+    sheet = _Sheet(meant, structures, regions, cases, _groups(runs, cases), seeds == "random", confidence, seed)
     by_name = {run.name: run for run in runs}
     drafts = [sheet.contrast(run, by_name[run.reference]) for run in runs if run.reference is not None]
-    handling, doubts = _seeds(drafts)
+    handling, doubts = _say_seeds(drafts, seeds)
     return Comparison(
         meant,
         structures,
@@ -99,7 +107,7 @@ def compare(
         correction,
         handling,
         confidence,
-        (*notes, *more, *_failures(runs), *doubts, *_caveats(len(drafts), len(structures), correction)),
+        (*notes, *more, *_failures(runs), *doubts, *_caveats(len(drafts), len(structures), correction, seeds)),
     )
 
 
@@ -110,10 +118,20 @@ def _measure(name: str, runs: Sequence[Compared]) -> Measure:
     sound = {key: measure for key, measure in MEASURES.items() if measure.better is not None}
     if name not in sound:
         raise unknown_name("measure to compare", name, sound)
+    first = next(iter(runs[0].evaluations.values()))
     for run in runs:
         for evaluation in run.evaluations.values():
             if name not in evaluation.measures:
                 raise DataError(f"{run.name} was judged without {name}. Judge it again with that measure.")
+            if name in _OF_SURFACES and evaluation.surface != first.surface:
+                raise DataError(
+                    f"{run.name} was judged by {evaluation.surface} surfaces and {runs[0].name} by {first.surface} ones. Judge both "
+                    "alike."
+                )
+            if name == "nsd" and evaluation.tolerances != first.tolerances:
+                raise DataError(
+                    f"{run.name} and {runs[0].name} were judged with other tolerances of the NSD. Judge both alike."
+                )
     return sound[name]
 
 
@@ -150,12 +168,12 @@ def _check_truths(runs: Sequence[Compared], cases: Sequence[str]) -> None:
     for run in runs:
         for evaluation in run.evaluations.values():
             for case in evaluation.cases:
-                for name, volume in case.truth_ml.items() if case.id in wanted else ():
+                for name, volume in case.scores.get("truth_ml", {}).items() if case.id in wanted else ():
                     other, owner = known.setdefault((case.id, name), (volume, run.name))
                     if not np.isclose(volume, other, rtol=1e-6, atol=1e-9, equal_nan=True):
                         raise DataError(
-                            f"{run.name} and {owner} were judged against different truths: {name} of {case.id} has {volume:.4g} and "
-                            f"{other:.4g} ml. Judge both against the same one."
+                            f"{run.name} and {owner} were judged against different truths: {name} of {case.id} has "
+                            f"{volume:.4g} and {other:.4g} ml. Judge both against the same one."
                         )
 
 
@@ -191,6 +209,7 @@ class _Sheet:
     regions: tuple[str, ...]
     cases: Sequence[str]
     groups: Sequence[str | None]
+    random: bool
     confidence: float
     seed: int
 
@@ -198,9 +217,15 @@ class _Sheet:
         """Compare a run with its reference, on the trainings that both have or, if there is none, on all."""
         keys = [key for key in run.evaluations if key in reference.evaluations]
         shared = bool(keys)
-        sides = [
-            self._averaged([one.evaluations[key] for key in (keys if shared else one.evaluations)]) for one in (reference, run)
+        if self.random and not shared:
+            raise UsageError(
+                f"Expected {run.name} and {reference.name} to be of the same trainings where seeds are a random effect, but "
+                "they have none in common. Give as many folders of each, in the order of their seeds, or average."
+            )
+        tables = [
+            self._tables([one.evaluations[key] for key in (keys if shared else one.evaluations)]) for one in (reference, run)
         ]
+        sides = [{name: average_over_seeds(table).values for name, table in side.items()} for side in tables]
         first, second = ({**side, MEAN: mean} for side, mean in zip(sides, self._means(*sides), strict=True))
         paired = {
             name: compare_paired(
@@ -213,12 +238,14 @@ class _Sheet:
             )
             for name in (MEAN, *self.structures)
         }
+        if self.random:
+            paired = {name: self._with_seeds(one, name, tables) for name, one in paired.items()}
         counts = [len(keys) if shared else len(one.evaluations) for one in (run, reference)]
         return _Draft(run.name, reference.name, paired, (counts[0], counts[1]), shared)
 
     def outcome(self, run: Compared) -> Outcome:
         """Return how good a run is by itself."""
-        side = self._averaged(list(run.evaluations.values()))
+        side = {name: average_over_seeds(table).values for name, table in self._tables(run.evaluations.values()).items()}
         values = {**side, MEAN: self._means(side, side)[0]}
         intervals = {
             name: mean_interval(values[name], self.groups, confidence=self.confidence, seed=self.seed)
@@ -226,16 +253,15 @@ class _Sheet:
         }
         return Outcome(run.name, run.reference, tuple(run.evaluations), intervals, run.cost)
 
-    def _averaged(self, evaluations: Iterable[Evaluation]) -> dict[str, Array]:
-        """Return structure → the value of each case, averaged over the trainings that judged it; NaN where none counted it."""
-        tables: list[dict[str, CaseResult]] = [{case.id: case for case in one.cases} for one in evaluations]
+    def _tables(self, evaluations: Iterable[Evaluation]) -> dict[str, Array]:
+        """Return structure → the value in each training of each case, (trainings, cases); NaN where it is not counted."""
+        cases: list[dict[str, CaseResult]] = [{case.id: case for case in one.cases} for one in evaluations]
 
-        def value(table: Mapping[str, CaseResult], case: str, name: str) -> float:
-            return table[case].scores[self.measure.name][name] if case in table else np.nan
+        def value(judged: Mapping[str, CaseResult], case: str, name: str) -> float:
+            return judged[case].scores[self.measure.name][name] if case in judged else np.nan
 
         return {
-            name: average_over_seeds([[value(table, case, name) for case in self.cases] for table in tables])
-            for name in self.structures
+            name: np.array([[value(judged, case, name) for case in self.cases] for judged in cases]) for name in self.structures
         }
 
     def _means(self, first: Mapping[str, Array], second: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -244,9 +270,27 @@ class _Sheet:
         one, other = (np.array([side[name] for name in names]) for side in (first, second))
         counted = ~(np.isnan(one) | np.isnan(other))
         number = counted.sum(axis=0)
-        with np.errstate(invalid="ignore"):
-            sums = [np.where(counted, side, 0.0).sum(axis=0) for side in (one, other)]
-        return tuple(np.where(number > 0, total / np.maximum(number, 1), np.nan) for total in sums)  # type: ignore[return-value]
+        sums = [np.where(counted, side, 0.0).sum(axis=0) for side in (one, other)]
+        means = [np.where(number > 0, total / np.maximum(number, 1), np.nan) for total in sums]
+        return means[0], means[1]
+
+    def _with_seeds(self, paired: Paired, name: str, tables: Sequence[Mapping[str, Array]]) -> Paired:
+        """Return a paired difference whose interval and p are about other trainings too."""
+        first, second = self._means(*tables) if name == MEAN else (side[name] for side in tables)
+        subjects = [group or f"case {case}" for case, group in zip(self.cases, self.groups, strict=True)]
+        distinct = list(dict.fromkeys(subjects))
+        members = [[place for place, subject in enumerate(subjects) if subject == one] for one in distinct]
+        differences = np.stack([average_over_seeds((second - first)[:, of].T).values for of in members], axis=1)
+        found = random_effect(differences, confidence=self.confidence)
+        return replace(
+            paired,
+            difference=found.estimate,
+            low=found.low,
+            high=found.high,
+            permutation_p=found.p,
+            wilcoxon_p=np.nan,
+            reason=found.reason,
+        )
 
 
 def _corrected(drafts: Sequence[_Draft], structures: Sequence[str], correction: str) -> Iterable[Contrast]:
@@ -269,19 +313,26 @@ def _corrected(drafts: Sequence[_Draft], structures: Sequence[str], correction: 
 # ------------------------------------------------------------------------------------------------------------------------ notes
 
 
-def _seeds(drafts: Sequence[_Draft]) -> tuple[str, list[str]]:
+def _say_seeds(drafts: Sequence[_Draft], seeds: Seeds) -> tuple[str, list[str]]:
     """Return what was done with several trainings of a run, and what this leaves open."""
-    fewest = min(min(draft.repeats) for draft in drafts)
     if max(max(draft.repeats) for draft in drafts) == 1:
         return "one training a run", ["One training of each run: how much another seed would change is not in the intervals."]
     unlike = [draft.name for draft in drafts if not draft.shared]
-    notes = ["Several trainings of a run are averaged within each case; the intervals are over subjects, for these trainings."]
-    if unlike:
-        notes.append(f"Other trainings than the reference's, so all were averaged: {_some(unlike)}.")
-    if fewest == 1:
-        single = [draft.name for draft in drafts if min(draft.repeats) == 1]
-        notes.append(f"Compared by one training: {_some(single, len(single))}. How much another seed would change is not known of them.")
-    return "averaged within each case", notes
+    single = [draft.name for draft in drafts if min(draft.repeats) == 1]
+    notes = [f"Other trainings than the reference's, so all were taken: {_some(unlike)}."] if unlike else []
+    if single:
+        notes.append(
+            f"Compared by one training, so how much another seed would change is not known: {_some(single, len(single))}."
+        )
+    if seeds == "random":
+        return RANDOM, [
+            "Intervals and p are about other seeds and other subjects, from a model in place of resampling.",
+            *notes,
+        ]
+    return AVERAGE, [
+        "Several trainings of a run were averaged for each subject: the intervals are for these trainings.",
+        *notes,
+    ]
 
 
 def _failures(runs: Sequence[Compared]) -> list[str]:
@@ -289,13 +340,14 @@ def _failures(runs: Sequence[Compared]) -> list[str]:
     return [f"{count} predictions of {name} failed and count as empty." for name, count in counts.items() if count]
 
 
-def _caveats(contrasts: int, structures: int, correction: str) -> list[str]:
+def _caveats(contrasts: int, structures: int, correction: str, seeds: Seeds) -> list[str]:
     rule = {"holm": "Holm", "bh": "Benjamini–Hochberg"}[correction]
     over = f"over {contrasts} runs" if contrasts > 1 else "not needed for one"
+    test = "t tests of the model" if seeds == "random" else "sign-flip permutation tests"
     return [
-        f"p from sign-flip permutation tests, corrected ({rule}): the mean over foreground {over}, structures over all "
-        f"{structures * contrasts}. Intervals are not corrected. No evidence of a difference is no evidence that there is none: the "
-        "interval says what is still possible."
+        f"p from {test}, corrected ({rule}): the mean over foreground {over}, structures over all "
+        f"{structures * contrasts}. Intervals are not corrected. No evidence of a difference is no evidence that there is none: "
+        "the interval says what is still possible."
     ]
 
 

@@ -1,4 +1,4 @@
-"""A comparison on the screen: what each run reaches and costs, how it differs from its reference by structure, and the verdict."""
+"""A comparison on the screen: what each run reaches and costs, how it differs from its reference, and the verdict."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def _whole(comparison: Comparison) -> Table:
         costs = [_cost(outcome, key) for key in shown]
         repeats = str(len(outcome.repeats))
         style = "bold" if contrast is None else _style(contrast.p[MEAN])
-        table.add_row(Text(outcome.name), repeats, number(outcome.values[MEAN].estimate, comparison.measure), *doubt, *costs, style=style)
+        table.add_row(
+            Text(outcome.name), repeats, number(outcome.values[MEAN].estimate, comparison.measure), *doubt, *costs, style=style
+        )
     return table
 
 

@@ -93,7 +93,8 @@ def keep_cases(cases: Cases, folder: Path) -> Cases:
         content = _content(datalist)
         if (folder / name).is_file() and read_json(folder / name) != content:
             raise UsageError(
-                f"{folder} holds an experiment on other cases than {datalist.source} lists now (see {name}). Choose another folder."
+                f"{folder} holds an experiment on other cases than {datalist.source} lists now (see {name}). Choose "
+                "another folder."
             )
         write_json(folder / name, content)
     return read_cases(folder)

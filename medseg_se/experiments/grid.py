@@ -210,7 +210,9 @@ def _networks(given: Any, path: Path) -> dict[str, dict[str, Any]]:
         networks[str(name)] = {"network": str(name), **(arguments or {})}
         find_network(networks[str(name)]["network"])
         if taken := [key for key in networks[str(name)] if key.startswith("attention")]:
-            raise UsageError(f"Expected `blocks` and `places` in {path} to say what differs, but network {name} sets {taken[0]}.")
+            raise UsageError(
+                f"Expected `blocks` and `places` in {path} to say what differs, but network {name} sets {taken[0]}."
+            )
     return networks
 
 
@@ -264,7 +266,9 @@ def _variants(grid: Mapping[str, Any], network: str, block: str, path: Path) -> 
 
 def _with_reduction(block: str) -> list[str]:
     """Return those blocks of a name, which may be several joined, that have a reduction ratio."""
-    return [name for name in attention_names(block) if name != NONE and "reduction" in inspect.signature(ATTENTION[name]).parameters]
+    return [
+        name for name in attention_names(block) if name != NONE and "reduction" in inspect.signature(ATTENTION[name]).parameters
+    ]
 
 
 def _listed(given: Any, key: str, path: Path) -> Sequence[Any]:

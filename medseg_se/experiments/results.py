@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg_se.errors import DataError
-from medseg_se.evaluation.compare import Compared, Correction, compare
+from medseg_se.evaluation.compare import Compared, Correction, Seeds, compare
 from medseg_se.evaluation.comparison import Comparison
 from medseg_se.evaluation.result import Evaluation
 from medseg_se.experiments.folder import RunFolder
@@ -18,7 +18,12 @@ _NOTED = ("steps", "train_seconds", "predict_seconds")
 
 
 def compare_finished(
-    experiment: Experiment, output: Path, costs: Mapping[str, Mapping[str, float]], measure: str, correction: Correction
+    experiment: Experiment,
+    output: Path,
+    costs: Mapping[str, Mapping[str, float]],
+    measure: str,
+    correction: Correction,
+    seeds: Seeds,
 ) -> Comparison:
     """Compare the variants of an experiment whose runs are all finished.
 
@@ -28,6 +33,7 @@ def compare_finished(
         costs: Variant → what it costs.
         measure: What is compared.
         correction: How p-values are corrected.
+        seeds: What is done with several trainings of a variant.
 
     Raises:
         DataError: Runs of one network and seed did not begin with the same weights.
@@ -42,7 +48,7 @@ def compare_finished(
         cost = {**costs.get(variant.name, {}), **{key: float(np.mean(values)) for key, values in noted.items() if values}}
         reference = None if variant == variant.reference else variant.reference.name
         compared.append(Compared(variant.name, evaluations, reference, cost))
-    return compare(compared, measure, correction)
+    return compare(compared, measure, correction, seeds)
 
 
 def _check_starts(starts: Mapping[Run, str]) -> None:

@@ -1,4 +1,4 @@
-"""The runs of an experiment on several machines: workers of submitit that take runs from one grid of Optuna's, in a shared folder.
+"""The runs of an experiment on several machines: workers of submitit take them from one grid of Optuna's, in a shared folder.
 
 Each worker asks Optuna's `GridSampler` for the next run, whose record lies in a journal in the experiment's folder, and does it
 with the very command that is used for runs in sequence. A run is finished by what lies in its folder, not by what the journal
@@ -74,7 +74,7 @@ def fan_out(sweep: Sweep, output: Path, tasks: Sequence[Task]) -> None:
     plain = [(task.name, list(task.command), str(task.log)) for task in tasks]
     threads = max(1, cores() // sweep.workers) if sweep.executor == "local" and sweep.workers > 1 else None
     workers = [executor.submit(work, output, study, plain, threads) for _ in range(min(sweep.workers, len(plain)))]
-    failures = [error for worker in workers if (error := worker.exception()) is not None]
+    failures = [why for worker in workers if (why := worker.exception()) is not None]
     if len(failures) == len(workers):
         raise UsageError(f"No worker could work, see {output / 'sweep'}: {str(failures[0]).strip().splitlines()[-1]}")
 
@@ -109,5 +109,10 @@ def _do(command: Sequence[str], log: Path, threads: int | None) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **shared}, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **shared},
+            check=False,
         ).returncode

@@ -1,0 +1,157 @@
+"""Two figures of a comparison: differences with their intervals (forest), and what is reached for what it costs (Pareto)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg_se.evaluation.comparison import Comparison, Contrast, Outcome
+from medseg_se.evaluation.verdict import LEVEL, MEAN
+from medseg_se.files import atomic_write
+from medseg_se.optional import load_optional
+
+_INK, _FAINT, _EVIDENCE, _PLAIN = "#1b1f26", "#8a919c", "#d55e00", "#3f6fb0"
+_PANELS = 6  # of a forest, the mean over foreground among them
+_FORMATS = ("png", "svg")
+_NETWORKS = ("#3f6fb0", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_AXES = {
+    "flops": ("GFLOPs of a forward pass", 1e9),
+    "parameters": ("parameters, thousands", 1e3),
+    "step_seconds": ("training step, ms", 1e-3),
+    "predict_seconds": ("prediction of a case, s", 1.0),
+    "memory": ("memory of a training step, MB", 1e6),
+}
+
+
+def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write forest.png and .svg, and pareto.png and .svg if costs are known; returns their paths.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+        OutputError: A file could not be written.
+    """
+    written = _write(_forest(comparison), folder / "forest")
+    costs = [key for key in _AXES if all(key in outcome.cost for outcome in comparison.outcomes)]
+    if costs:
+        written += _write(_pareto(comparison, costs), folder / "pareto")
+    return written
+
+
+def pareto_front(points: Sequence[tuple[float, float]], better: str = "higher") -> list[int]:
+    """Return the places of those points (cost, value) that no other beats in one without being worse in the other."""
+    sign = {"higher": 1.0, "lower": -1.0}.get(better)
+
+    def good(value: float) -> float:
+        return -abs(value) if sign is None else sign * value
+
+    def beaten(cost: float, value: float) -> bool:
+        return any(
+            other <= cost and good(its) >= good(value) and (other < cost or good(its) > good(value)) for other, its in points
+        )
+
+    front = [place for place, point in enumerate(points) if not math.isnan(point[1]) and not beaten(*point)]
+    return sorted(front, key=lambda place: points[place])
+
+
+def _figure(width: float, height: float) -> Any:
+    canvas, figures = load_optional("matplotlib.backends.backend_agg"), load_optional("matplotlib.figure")
+    figure = figures.Figure(figsize=(width, height), dpi=150, layout="constrained")
+    canvas.FigureCanvasAgg(figure)  # its own canvas, so that the backend of a notebook stays as it is
+    return figure
+
+
+def _write(figure: Any, stem: Path) -> list[Path]:
+    paths = [stem.with_suffix(f".{kind}") for kind in _FORMATS]
+    for path, kind in zip(paths, _FORMATS, strict=True):
+        with atomic_write(path) as stream:
+            figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return paths
+
+
+# ----------------------------------------------------------------------------------------------------------------------- forest
+
+
+def _forest(comparison: Comparison) -> Any:
+    """Return a panel for the mean over foreground and each structure: of many, those with the smallest p."""
+    contrasts = comparison.contrasts
+
+    def smallest(name: str) -> float:
+        return min((p for one in contrasts if not math.isnan(p := one.p[name])), default=math.inf)
+
+    chosen = comparison.structures
+    if len(chosen) >= _PANELS:
+        picked = set(sorted(chosen, key=smallest)[: _PANELS - 1])
+        chosen = tuple(name for name in chosen if name in picked)
+    panels = (MEAN, *(chosen if len(comparison.structures) > 1 else ()))
+    figure = _figure(2.2 + 2.1 * len(panels), 1.6 + 0.3 * len(contrasts))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, name in zip(axes, panels, strict=True):
+        _panel(axis, contrasts, name)
+    axes[0].set_yticks(range(len(contrasts)), [one.name for one in contrasts], fontsize=8)
+    axes[0].set_ylim(len(contrasts) - 0.5, -0.5)
+    measure = comparison.measure
+    unit = f" in {measure.unit}" if measure.unit else ""
+    figure.supxlabel(f"difference of {measure.title} to the reference{unit}, {comparison.confidence:.0%} interval", fontsize=9)
+    left = len(comparison.structures) - len(panels) + 1
+    aside = f"; {left} more structures in table.csv" if left and len(panels) > 1 else ""
+    figure.suptitle(f"Filled and orange: corrected p below {LEVEL:g}{aside}", fontsize=8, color=_FAINT)
+    return figure
+
+
+def _panel(axis: Any, contrasts: Sequence[Contrast], name: str) -> None:
+    axis.axvline(0, color=_FAINT, linewidth=0.8)
+    for place, contrast in enumerate(contrasts):
+        paired, evidence = contrast.paired[name], contrast.p[name] < LEVEL
+        colour = _EVIDENCE if evidence else _PLAIN
+        if not math.isnan(paired.low):
+            axis.plot([paired.low, paired.high], [place, place], color=colour, linewidth=1.4)
+        axis.plot(paired.difference, place, "o", color=colour, markerfacecolor=colour if evidence else "white", markersize=4.5)
+    axis.set_title(name.replace("_", " "), fontsize=8.5, color=_INK)
+    axis.tick_params(labelsize=7.5)
+    axis.locator_params(axis="x", nbins=4)
+    _bare(axis)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- pareto
+
+
+def _pareto(comparison: Comparison, costs: Sequence[str]) -> Any:
+    """Return a panel for each cost: every run as a point, and a line through those that no other beats."""
+    outcomes = comparison.outcomes
+    references = list(dict.fromkeys(one.reference or one.name for one in outcomes))
+    figure = _figure(3.4 * len(costs), 3.8)
+    axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for axis, key in zip(axes, costs, strict=True):
+        title, scale = _AXES[key]
+        points = [(one.cost[key] / scale, one.values[MEAN].estimate) for one in outcomes]
+        front = pareto_front(points, str(comparison.measure.better))
+        axis.plot(*zip(*(points[place] for place in front), strict=True), color=_FAINT, linewidth=1, zorder=1)
+        for outcome, (cost, value) in zip(outcomes, points, strict=True):
+            colour = _NETWORKS[references.index(outcome.reference or outcome.name) % len(_NETWORKS)]
+            marker = "s" if outcome.reference is None else "o"
+            axis.plot(cost, value, marker, color=colour, markersize=5, zorder=2)
+            axis.annotate(_label(outcome), (cost, value), (4, 3), textcoords="offset points", fontsize=6.5, color=_INK)
+        axis.set_xlabel(title, fontsize=8.5)
+        axis.tick_params(labelsize=7.5)
+        if max(cost for cost, _ in points) > 3 * min(cost for cost, _ in points) > 0:
+            axis.set_xscale("log")
+        _bare(axis)
+    axes[0].set_ylabel(f"{comparison.measure.title}, {MEAN}", fontsize=8.5)
+    figure.suptitle(
+        "Squares: references. The line joins what nothing else beats; differences with their doubt are in the forest.",
+        fontsize=8,
+        color=_FAINT,
+    )
+    return figure
+
+
+def _label(outcome: Outcome) -> str:
+    """Return a run's name without that of the network, which the colour tells, where it has both."""
+    return outcome.name.partition(" ")[2] or outcome.name
+
+
+def _bare(axis: Any) -> None:
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
