@@ -5,6 +5,9 @@ Makes two datasets, and prints the commands that train and judge on them:
 - OUTPUT/test: scans made from the last two with seeds that training never uses (it draws from (seed, 2, number) with small
   seeds): T1-like and of random contrast, skull-stripped and with a head around, each with its label map.
 
+With --cross, as `medseg-se compare experiments/brain_labels_2d_attention` needs them: OUTPUT/training keeps all label maps, and
+OUTPUT/test has T1-like scans of each of them, whose group is the map: a fold is judged on scans of the maps that it left out.
+
 LABEL_MAPS is a folder of label maps with a labels.json that names the structures. Values that it does not name are background.
 """
 
@@ -36,26 +39,31 @@ def main() -> None:
     parser.add_argument("label_maps", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--scans", type=int, default=2, help="test scans of every held-out map and look")
+    parser.add_argument("--cross", action="store_true", help="scans of every map, for folds")
     arguments = parser.parse_args()
     training, test = arguments.output / "training", arguments.output / "test"
     code = prepare(["label-maps", str(arguments.label_maps), str(training), "--unnamed", "background"])
     if code:
         raise SystemExit(code)
     datalist = read_datalist(training)
-    held_out = sorted(datalist.training, key=lambda case: case.id)[-HELD_OUT:]
-    names = {case.id for case in held_out}
+    ordered = sorted(datalist.training, key=lambda case: case.id)
+    held_out = ordered if arguments.cross else ordered[-HELD_OUT:]
+    names = set() if arguments.cross else {case.id for case in held_out}
     description = read_json(training / "dataset.json")
     kept = [entry for entry in description["training"] if Path(entry["label"]).name.split(".")[0] not in names]
     write_json(training / "dataset.json", {**description, "training": kept, "numTraining": len(kept)})
     cases = []
     for place, case in enumerate(held_out):
-        for look, (contrast, head) in enumerate(LOOKS):
+        for look, (contrast, head) in enumerate(LOOKS[:2] if arguments.cross else LOOKS):
             for number in range(arguments.scans):
                 seed = (SEED, place, look, number)
                 cases.append(write_scan(case, datalist.structures, test, contrast, head, seed, f"{number}"))
     write_json(
         test / "dataset.json", {**description, "channel_names": {"0": "MR"}, "training": cases, "numTraining": len(cases)}
     )
+    if arguments.cross:
+        print("medseg-se compare experiments/brain_labels_2d_attention --output brain_labels_2d_attention")
+        return
     print(f"medseg-se fit --config brain_unet3d_synthetic --data.source {training} --data.fold null")
     print(f"medseg-se predict CHECKPOINT {test} --output PREDICTIONS && medseg-se evaluate PREDICTIONS {test}")
 
@@ -82,7 +90,7 @@ def write_scan(
     image, label = folder / "imagesTr" / f"{name}.nii.gz", folder / "labelsTr" / f"{name}.nii.gz"
     write_volume(Volume((scan.numpy() * 255).round().astype(np.uint8), truth.affine), image)
     write_volume(Volume(structures.decode(indices)[None], truth.affine), label)
-    return {"image": f"./imagesTr/{image.name}", "label": f"./labelsTr/{label.name}"}
+    return {"image": f"./imagesTr/{image.name}", "label": f"./labelsTr/{label.name}", "group": case.id}
 
 
 if __name__ == "__main__":

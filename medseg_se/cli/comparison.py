@@ -38,8 +38,8 @@ def compare(
 
     `medseg-se compare EXPERIMENT.yaml --output FOLDER` trains a grid of networks, blocks, reductions, places, folds and seeds,
     alike in data order, augmentation, weights at the start and budget, judges every run on held-out cases, and compares each
-    with the same network without attention. Run again, it does what is missing. `medseg-se configs` lists the shipped experiments.
-    What follows `--` goes to every `medseg-se fit`.
+    with the same network without attention. Run again, it does what is missing. What follows `--` goes to every `medseg-se
+    fit`. `medseg-se configs` lists the shipped experiments.
 
     Args:
         runs: Folders, each as FOLDER, NAME=FOLDER or NAME=FOLDER,FOLDER; or one experiment, a YAML file or a shipped one.

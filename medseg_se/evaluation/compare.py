@@ -125,8 +125,8 @@ def _measure(name: str, runs: Sequence[Compared]) -> Measure:
                 raise DataError(f"{run.name} was judged without {name}. Judge it again with that measure.")
             if name in _OF_SURFACES and evaluation.surface != first.surface:
                 raise DataError(
-                    f"{run.name} was judged by {evaluation.surface} surfaces and {runs[0].name} by {first.surface} ones. Judge both "
-                    "alike."
+                    f"{run.name} was judged by {evaluation.surface} surfaces and {runs[0].name} by {first.surface} ones. Judge "
+                    "both alike."
                 )
             if name == "nsd" and evaluation.tolerances != first.tolerances:
                 raise DataError(
@@ -346,8 +346,8 @@ def _caveats(contrasts: int, structures: int, correction: str, seeds: Seeds) -> 
     test = "t tests of the model" if seeds == "random" else "sign-flip permutation tests"
     return [
         f"p from {test}, corrected ({rule}): the mean over foreground {over}, structures over all "
-        f"{structures * contrasts}. Intervals are not corrected. No evidence of a difference is no evidence that there is none: "
-        "the interval says what is still possible."
+        f"{structures * contrasts}. Intervals are not corrected. No evidence of a difference is no evidence that there is none;"
+        " the interval says what is still possible."
     ]
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medseg_se.evaluation.comparison import Comparison, Outcome
+from medseg_se.evaluation.comparison import Comparison
 from medseg_se.evaluation.statistics.paired import Paired
 from medseg_se.evaluation.verdict import LEVEL, MEAN, number, p_value, signed
 
@@ -18,18 +18,22 @@ _MOST_ROWS = 120  # of the table by structure; all rows are in table.csv
 _COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda value: f"{value:,.0f}"),
     "flops": ("GFLOPs", lambda value: f"{value / 1e9:.3g}"),
-    "memory": ("memory, MB", lambda value: f"{value / 1e6:,.0f}"),
+    "memory": ("MB", lambda value: f"{value / 1e6:,.0f}"),
     "step_seconds": ("step, ms", lambda value: f"{value * 1e3:.3g}"),
     "steps": ("steps", lambda value: f"{value:,.0f}"),
     "train_seconds": ("training, s", lambda value: f"{value:,.0f}"),
     "predict_seconds": ("a case, s", lambda value: f"{value:.2g}"),
 }
+_DOUBT = ("difference", "interval", "p", "w/t/l")
 
 
 def render(comparison: Comparison, console: Console) -> None:
     """Print the tables and the verdict."""
     console.print(_whole(comparison))
-    console.print(_by_structure(comparison))
+    if any(outcome.cost for outcome in comparison.outcomes):
+        console.print(_costs(comparison))
+    if len(comparison.structures) > 1:
+        console.print(_by_structure(comparison))
     for paragraph in comparison.verdicts().values():
         console.print(Text(paragraph))
     for note in comparison.notes:
@@ -37,47 +41,45 @@ def render(comparison: Comparison, console: Console) -> None:
 
 
 def _whole(comparison: Comparison) -> Table:
-    """Return a row a run: its mean over foreground, the difference, and its costs."""
+    """Return a row a run: its mean over foreground, and the difference to its reference."""
     cases, subjects = len(comparison.cases), comparison.subjects
     of = f"{cases} case{'' if cases == 1 else 's'}" + (f" of {subjects} subjects" if subjects != cases else "")
-    title = f"{comparison.measure.title}, {MEAN}, {of}; {comparison.seeds}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("run", overflow="fold")
-    shown = [key for key in _COSTS if any(key in one.cost for one in comparison.outcomes)]
-    for heading in ("n", comparison.measure.title, "difference", *_SURE, *(_COSTS[key][0] for key in shown)):
-        table.add_column(heading, justify="right", no_wrap=True)
+    title = comparison.measure.title
+    table = _table(f"{title}, {MEAN}, {of}; {comparison.seeds}", ("run",), ("n", title, *_DOUBT))
     contrasts = {one.name: one for one in comparison.contrasts}
     for outcome in comparison.outcomes:
-        contrast = contrasts.get(outcome.name)
-        doubt = _doubt(comparison, contrast.paired[MEAN], contrast.p[MEAN]) if contrast else [_REFERENCE, *[""] * len(_SURE)]
-        costs = [_cost(outcome, key) for key in shown]
-        repeats = str(len(outcome.repeats))
-        style = "bold" if contrast is None else _style(contrast.p[MEAN])
-        table.add_row(
-            Text(outcome.name), repeats, number(outcome.values[MEAN].estimate, comparison.measure), *doubt, *costs, style=style
-        )
+        contrast, value = contrasts.get(outcome.name), outcome.values[MEAN].estimate
+        doubt = _doubt(comparison, contrast.paired[MEAN], contrast.p[MEAN]) if contrast else ["reference", "", "", ""]
+        style = _style(contrast.p[MEAN]) if contrast else "bold"
+        table.add_row(Text(outcome.name), str(len(outcome.repeats)), number(value, comparison.measure), *doubt, style=style)
+    table.caption = "n: trainings of the run; w/t/l: cases in which it wins, ties and loses; p: corrected"
+    table.caption_justify = "left"
     return table
 
 
-_SURE = ("interval", "p", "d", "win/tie/loss")
-_REFERENCE = "reference"
+def _costs(comparison: Comparison) -> Table:
+    """Return a row a run with what it costs."""
+    shown = [key for key in _COSTS if any(key in one.cost for one in comparison.outcomes)]
+    table = _table("Cost", ("run",), [_COSTS[key][0] for key in shown])
+    for outcome in comparison.outcomes:
+        costs = [_COSTS[key][1](outcome.cost[key]) if key in outcome.cost else "–" for key in shown]
+        table.add_row(Text(outcome.name), *costs, style="bold" if outcome.reference is None else "")
+    return table
 
 
 def _by_structure(comparison: Comparison) -> Table:
     """Return a row for every run and structure."""
-    table = Table(title="By structure", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("run", overflow="fold")
-    table.add_column("structure", overflow="fold")
-    for heading in ("reference", "run", "difference", *_SURE):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table("By structure", ("run", "structure"), (comparison.measure.title, *_DOUBT))
     rows = [(contrast, name) for contrast in comparison.contrasts for name in comparison.structures]
-    for contrast, name in rows[:_MOST_ROWS]:
-        sides = [comparison.outcome(side).values[name].estimate for side in (contrast.reference, contrast.name)]
+    for place, (contrast, name) in enumerate(rows[:_MOST_ROWS]):
         region = name in comparison.regions
+        first = name == comparison.structures[0]
+        if first and place:
+            table.add_section()
         table.add_row(
-            Text(contrast.name),
+            Text(contrast.name if first else ""),
             Text(f"{name} (region)" if region else name, "italic" if region else ""),
-            *(number(side, comparison.measure) for side in sides),
+            number(comparison.outcome(contrast.name).values[name].estimate, comparison.measure),
             *_doubt(comparison, contrast.paired[name], contrast.p[name]),
             style=_style(contrast.p[name]),
         )
@@ -86,15 +88,19 @@ def _by_structure(comparison: Comparison) -> Table:
     return table
 
 
+def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in words:
+        table.add_column(heading, overflow="fold", min_width=9)
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
 def _doubt(comparison: Comparison, paired: Paired, p: float) -> list[str]:
     measure = comparison.measure
     ends = f"{signed(paired.low, measure)} … {signed(paired.high, measure)}" if not math.isnan(paired.low) else "none"
-    effect = "–" if math.isnan(paired.effect_size) else f"{paired.effect_size:+.2f}"
-    return [signed(paired.difference, measure), ends, p_value(p), effect, f"{paired.wins}/{paired.ties}/{paired.losses}"]
-
-
-def _cost(outcome: Outcome, key: str) -> str:
-    return _COSTS[key][1](outcome.cost[key]) if key in outcome.cost else "–"
+    return [signed(paired.difference, measure), ends, p_value(p), f"{paired.wins}/{paired.ties}/{paired.losses}"]
 
 
 def _style(p: float) -> str:

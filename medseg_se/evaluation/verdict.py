@@ -52,12 +52,13 @@ def number(value: float, measure: Measure) -> str:
 
 def signed(value: float, measure: Measure) -> str:
     """Return a difference as it is shown, with its sign."""
-    return "–" if math.isnan(value) else f"{'−' if value < 0 else '+'}{number(abs(value), measure)}"
+    shown = number(abs(value), measure)
+    return f"{'' if math.isnan(value) or shown == number(0.0, measure) else '−' if value < 0 else '+'}{shown}"
 
 
 def p_value(p: float) -> str:
     """Return a p-value as it is shown."""
-    return "–" if math.isnan(p) else "below 0.001" if p < 0.001 else f"{p:.3f}"
+    return "–" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _all_alike(contrast: Contrast, structures: Sequence[str]) -> bool:

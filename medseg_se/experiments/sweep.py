@@ -82,7 +82,7 @@ def fan_out(sweep: Sweep, output: Path, tasks: Sequence[Task]) -> None:
 def work(output: Path, study: str, tasks: Sequence[tuple[str, list[str], str]], threads: int | None) -> None:
     """Do tasks of a study, name, command and log of each, until none is left."""
     optuna = load_optional("optuna")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     commands = {name: (command, Path(log)) for name, command, log in tasks}
     grid = {"run": list(commands)}
     made = optuna.create_study(
@@ -95,10 +95,10 @@ def work(output: Path, study: str, tasks: Sequence[tuple[str, list[str], str]], 
 
     def objective(trial: Any) -> float:
         name = trial.suggest_categorical("run", grid["run"])
-        command, log = commands[name]
-        if _do(command, log, threads):
+        (command, log), folder = commands[name], RunFolder.of(output, name)
+        if not folder.finished() and _do(command, log, threads):  # the sampler may hand out one that another worker had
             raise UsageError(f"{name} failed, see {log}.")
-        return float(read_json(RunFolder.of(output, name).evaluation)["mean_foreground"])
+        return float(read_json(folder.evaluation)["mean_foreground"])
 
     made.optimize(objective, catch=(UsageError,))
 

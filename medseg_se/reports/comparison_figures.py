@@ -21,7 +21,6 @@ _AXES = {
     "parameters": ("parameters, thousands", 1e3),
     "step_seconds": ("training step, ms", 1e-3),
     "predict_seconds": ("prediction of a case, s", 1.0),
-    "memory": ("memory of a training step, MB", 1e6),
 }
 
 
@@ -119,32 +118,43 @@ def _panel(axis: Any, contrasts: Sequence[Contrast], name: str) -> None:
 
 def _pareto(comparison: Comparison, costs: Sequence[str]) -> Any:
     """Return a panel for each cost: every run as a point, and a line through those that no other beats."""
-    outcomes = comparison.outcomes
-    references = list(dict.fromkeys(one.reference or one.name for one in outcomes))
-    figure = _figure(3.4 * len(costs), 3.8)
-    axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
-    for axis, key in zip(axes, costs, strict=True):
-        title, scale = _AXES[key]
-        points = [(one.cost[key] / scale, one.values[MEAN].estimate) for one in outcomes]
-        front = pareto_front(points, str(comparison.measure.better))
-        axis.plot(*zip(*(points[place] for place in front), strict=True), color=_FAINT, linewidth=1, zorder=1)
-        for outcome, (cost, value) in zip(outcomes, points, strict=True):
-            colour = _NETWORKS[references.index(outcome.reference or outcome.name) % len(_NETWORKS)]
-            marker = "s" if outcome.reference is None else "o"
-            axis.plot(cost, value, marker, color=colour, markersize=5, zorder=2)
-            axis.annotate(_label(outcome), (cost, value), (4, 3), textcoords="offset points", fontsize=6.5, color=_INK)
-        axis.set_xlabel(title, fontsize=8.5)
-        axis.tick_params(labelsize=7.5)
-        if max(cost for cost, _ in points) > 3 * min(cost for cost, _ in points) > 0:
-            axis.set_xscale("log")
-        _bare(axis)
-    axes[0].set_ylabel(f"{comparison.measure.title}, {MEAN}", fontsize=8.5)
-    figure.suptitle(
-        "Squares: references. The line joins what nothing else beats; differences with their doubt are in the forest.",
-        fontsize=8,
-        color=_FAINT,
-    )
+    rows = -(-len(costs) // 2)
+    figure = _figure(9.0 if len(costs) > 1 else 5.0, 0.6 + 3.6 * rows)
+    axes = figure.subplots(rows, min(2, len(costs)), sharey=True, squeeze=False).ravel()
+    for axis in axes[len(costs) :]:
+        axis.set_visible(False)
+    for axis, key in zip(axes, costs, strict=False):
+        _points(axis, comparison, key)
+    colours = _colours(comparison.outcomes)
+    dot = load_optional("matplotlib.lines").Line2D
+    handles = [dot([], [], marker="s", linestyle="", color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7.5, frameon=False)
+    title = "Squares: references. The line joins what nothing else beats; how sure differences are is in the forest plot."
+    figure.suptitle(title, fontsize=8, color=_FAINT)
     return figure
+
+
+def _points(axis: Any, comparison: Comparison, key: str) -> None:
+    title, scale = _AXES[key]
+    points = [(one.cost[key] / scale, one.values[MEAN].estimate) for one in comparison.outcomes]
+    front = [points[place] for place in pareto_front(points, str(comparison.measure.better))]
+    axis.plot([cost for cost, _ in front], [value for _, value in front], color=_FAINT, linewidth=1, zorder=1)
+    colours = _colours(comparison.outcomes)
+    for outcome, (cost, value) in zip(comparison.outcomes, points, strict=True):
+        marker = "s" if outcome.reference is None else "o"
+        axis.plot(cost, value, marker, color=colours[outcome.reference or outcome.name], markersize=5, zorder=2)
+        axis.annotate(_label(outcome), (cost, value), (4, 3), textcoords="offset points", fontsize=6.5, color=_INK)
+    axis.set_xlabel(title, fontsize=8.5)
+    axis.set_ylabel(f"{comparison.measure.title}, {MEAN}", fontsize=8.5)
+    axis.tick_params(labelsize=7.5)
+    axis.margins(0.12)
+    _bare(axis)
+
+
+def _colours(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Return reference → the colour of it and of what is compared with it."""
+    references = dict.fromkeys(one.reference or one.name for one in outcomes)
+    return {name: _NETWORKS[place % len(_NETWORKS)] for place, name in enumerate(references)}
 
 
 def _label(outcome: Outcome) -> str:
