@@ -128,7 +128,7 @@ def test_every_run_has_the_same_budget_and_is_judged_on_what_none_was_trained_on
         assert {case.id for case in Evaluation.read_json(run / "evaluation.json").cases} == held_out
 
 
-# ------------------------------------------------------------------------------------------------------------------- what it makes
+# ---------------------------------------------------------------------------------------------------------------- what it makes
 
 
 def test_the_comparison_has_every_variant_with_its_cost(made):
@@ -156,7 +156,7 @@ def test_a_finished_experiment_trains_nothing_again(work, witness):
     assert results() == before
 
 
-# ------------------------------------------------------------------------------------------------------------------------- resume
+# ----------------------------------------------------------------------------------------------------------------------- resume
 
 
 def test_an_interrupted_experiment_goes_on_and_ends_with_the_same_numbers(work, monkeypatch, capfd):
@@ -244,7 +244,7 @@ def test_a_config_may_not_set_what_the_experiment_sets(work, capfd):
     assert "sets data.fold itself, but it stands in `fit` of tiny.yaml: see `folds`" in capfd.readouterr().err
 
 
-# -------------------------------------------------------------------------------------------------------------------------- folds
+# ------------------------------------------------------------------------------------------------------------------------ folds
 
 
 def test_without_a_test_set_every_fold_is_judged_on_what_it_left_out(work, capfd):
@@ -263,7 +263,7 @@ def test_without_a_test_set_every_fold_is_judged_on_what_it_left_out(work, capfd
     assert (len(compared["cases"]), compared["contrasts"][0]["repeats"]) == (6, [2, 2])
 
 
-# -------------------------------------------------------------------------------------------------------------------------- sweep
+# ------------------------------------------------------------------------------------------------------------------------ sweep
 
 
 def test_a_sweep_with_optuna_and_submitit_gives_the_same_numbers(work, monkeypatch):
