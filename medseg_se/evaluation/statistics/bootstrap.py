@@ -178,4 +178,5 @@ def _middle(ordered: Array, weights: Array) -> Array:
     lower = (reached < np.ceil(total / 2)).sum(axis=1)
     upper = (reached < np.floor(total / 2) + 1).sum(axis=1)
     with np.errstate(invalid="ignore"):  # between -inf and inf
-        return np.where(lower == upper, ordered[lower], (ordered[lower] + ordered[upper]) / 2)
+        middle: Array = np.where(lower == upper, ordered[lower], (ordered[lower] + ordered[upper]) / 2)
+    return middle

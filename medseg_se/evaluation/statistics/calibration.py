@@ -12,7 +12,7 @@ from medseg_se.errors import UsageError
 from medseg_se.evaluation.statistics.bootstrap import Interval, mean_interval
 from medseg_se.evaluation.statistics.values import Array, Groups, as_classes, as_truths, as_values
 
-WIDEST = 1e4  # the temperature and its inverse are looked for between 1 / WIDEST and WIDEST
+WIDEST = 1e4  # the temperature is looked for between the largest logit, divided by this, and multiplied with it
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def reliability(probabilities: npt.ArrayLike, truth: npt.ArrayLike, *, bins: int
     places = np.maximum(np.searchsorted(edges, said, side="left") - 1, 0)
     counts = np.bincount(places, minlength=bins)
     with np.errstate(invalid="ignore"):
-        means = (np.bincount(places, weights, minlength=bins) / counts for weights in (said, true.astype(np.float64)))
-        return Reliability(edges, *means, counts)
+        mean, share = (np.bincount(places, weights, minlength=bins) / counts for weights in (said, true.astype(np.float64)))
+    return Reliability(edges, mean, share, counts)
 
 
 def chosen_class(probabilities: npt.ArrayLike, truth: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.bool_]]:
@@ -135,6 +135,7 @@ def fit_temperature(logits: npt.ArrayLike, truth: npt.ArrayLike) -> Temperature:
     classes, table = as_classes(truth, logits, "logits")
     if not len(table) or not np.isfinite(table).all():
         raise UsageError(f"Expected `logits` to be finite numbers of at least one case, but got the shape {table.shape}.")
+    table = table - table.mean(axis=1, keepdims=True)
     of_truth = np.take_along_axis(table, classes[:, None], axis=1)[:, 0]
 
     def loss(inverse: float) -> float:
@@ -143,14 +144,14 @@ def fit_temperature(logits: npt.ArrayLike, truth: npt.ArrayLike) -> Temperature:
     def slope(logarithm: float) -> float:
         return float(np.mean((special.softmax(np.exp(logarithm) * table, axis=1) * table).sum(axis=1) - of_truth))
 
-    before, reach = loss(1.0), float(np.log(WIDEST))
-    if np.all(of_truth == table.max(axis=1)):
-        return Temperature(1.0, before, before, "no case is wrong, so the likelihood grows with ever more confidence")
-    if slope(-reach) >= 0:
+    before = loss(1.0)
+    largest = float(np.abs(table).max())
+    lowest, highest = np.log(np.array([1 / WIDEST, WIDEST]) / (largest or 1.0))
+    if slope(lowest) >= 0:
         return Temperature(1.0, before, before, "the logits do not tell the classes apart, so no confidence is low enough")
-    if slope(reach) <= 0:
-        return Temperature(1.0, before, before, f"the best temperature is below {1 / WIDEST:g}; the logits are hardly above 0")
-    inverse = float(np.exp(optimize.brentq(slope, -reach, reach, xtol=1e-12)))
+    if slope(highest) <= 0:
+        return Temperature(1.0, before, before, "no case is clearly wrong, so no confidence is too high")
+    inverse = float(np.exp(optimize.brentq(slope, lowest, highest, xtol=1e-12)))
     return Temperature(1 / inverse, before, loss(inverse), None)
 
 

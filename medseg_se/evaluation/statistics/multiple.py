@@ -38,7 +38,7 @@ def benjamini_hochberg(p: npt.ArrayLike) -> Array:
     """
 
     def step_up(ordered: Array) -> Array:
-        scaled = ordered * len(ordered) / np.arange(1, len(ordered) + 1)
+        scaled = ordered * (len(ordered) / np.arange(1, len(ordered) + 1))
         return np.minimum.accumulate(scaled[::-1])[::-1]
 
     return _adjusted(p, step_up)

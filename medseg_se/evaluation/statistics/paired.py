@@ -98,6 +98,7 @@ def compare_paired(
     differences = _subtract(other, one, rounding)
     gains = _gains(one, other, differences, better, rounding)
     signed = _signed_ranks(differences, rounding)
+    sums, rank_sums = _per_subject(differences, members), _per_subject(signed, members)
     interval = mean_interval(differences, numbers.tolist(), confidence=confidence, seed=seed)
     infinite = int(np.isinf(differences).sum())
     reason = f"{infinite} of {len(differences)} differences are infinite, so they have no mean" if infinite else interval.reason
@@ -107,9 +108,9 @@ def compare_paired(
         median=_median(differences),
         low=interval.low,
         high=interval.high,
-        wilcoxon_p=flipped_ranks_p(np.bincount(members, signed)) if len(subjects) else np.nan,
-        permutation_p=np.nan if infinite or not len(subjects) else flipped_sum_p(np.bincount(members, differences), seed),
-        effect_size=np.nan if infinite else _effect_size(np.bincount(members, differences) / np.bincount(members), rounding),
+        wilcoxon_p=flipped_ranks_p(rank_sums) if len(subjects) else np.nan,
+        permutation_p=np.nan if infinite or not len(subjects) else flipped_sum_p(sums, seed),
+        effect_size=np.nan if infinite else _effect_size(sums / np.bincount(members), rounding),
         rank_biserial=_share(signed),
         wins=int((gains > 0).sum()),
         ties=int((gains == 0).sum()),
@@ -137,7 +138,12 @@ def _signed_ranks(differences: Array, rounding: float) -> Array:
     sizes = np.abs(differences)
     if rounding:
         sizes = np.round(sizes / rounding)
-    return stats.rankdata(sizes) * np.sign(differences)
+    ranks: Array = stats.rankdata(sizes)
+    return ranks * np.sign(differences)
+
+
+def _per_subject(values: Array, members: npt.NDArray[np.intp]) -> Array:
+    return np.bincount(members, values).astype(np.float64)  # without a value NumPy gives integers
 
 
 def _share(signed: Array) -> float:

@@ -82,18 +82,18 @@ def compare_auc_delong(
     positive, one = _checked(truth, first, "first")
     _, other = _checked(truth, second, "second")
     of_one, of_other = (_placements(scored[positive], scored[~positive]) for scored in (one, other))
-    areas = [float(of_positive.mean()) if positive.any() else np.nan for of_positive, _ in (of_one, of_other)]
-    difference, n = areas[1] - areas[0], len(positive)
+    area, other_area = (float(of_positive.mean()) if positive.any() else np.nan for of_positive, _ in (of_one, of_other))
+    difference, n = other_area - area, len(positive)
     if min(positive.sum(), (~positive).sum()) < 2:
-        return AucDifference(*areas, difference, np.nan, np.nan, np.nan, n, TOO_FEW)
+        return AucDifference(area, other_area, difference, np.nan, np.nan, np.nan, n, TOO_FEW)
     error = float(np.sqrt(sum(np.var(b - a, ddof=1) / len(a) for a, b in zip(of_one, of_other, strict=True))))
     if error == 0 and difference == 0:
-        return AucDifference(*areas, 0.0, 0.0, 0.0, 1.0, n, None)
+        return AucDifference(area, other_area, 0.0, 0.0, 0.0, 1.0, n, None)
     if error == 0:
-        return AucDifference(*areas, difference, np.nan, np.nan, np.nan, n, SEPARATED)
+        return AucDifference(area, other_area, difference, np.nan, np.nan, np.nan, n, SEPARATED)
     reach = float(stats.norm.isf((1 - confidence) / 2)) * error
     low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
-    return AucDifference(*areas, difference, low, high, float(2 * stats.norm.sf(abs(difference) / error)), n, None)
+    return AucDifference(area, other_area, difference, low, high, float(2 * stats.norm.sf(abs(difference) / error)), n, None)
 
 
 def one_vs_rest(truth: npt.ArrayLike, probabilities: npt.ArrayLike, *, confidence: float = 0.95) -> list[Interval]:

@@ -88,10 +88,10 @@ def average_over_seeds(values: npt.ArrayLike) -> Averaged:
 def random_effect(values: npt.ArrayLike, *, confidence: float = 0.95) -> RandomEffects:
     """Estimate the mean of `values` = mean + seed + subject + rest, in which all three vary at random.
 
-    Closed form of the balanced crossed design (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4): mean squares
-    give the components, and where none is negative these are the estimates of restricted maximum likelihood. A negative one is
-    set to 0 and the variance of the mean, (MS_seed + MS_subject − MS_rest) / (seeds · subjects), is made larger accordingly;
-    degrees of freedom are Satterthwaite's.
+    Closed form of the balanced crossed design (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4): mean
+    squares give the components, and where none is negative these are the estimates of restricted maximum likelihood. A
+    negative one is set to 0, which makes the variance of the mean, (MS_seed + MS_subject − MS_rest) / (seeds · subjects),
+    larger; degrees of freedom are Satterthwaite's.
 
     Args:
         values: A value for each seed and subject, (seeds, subjects), such as the difference of two runs with the same seed.
@@ -111,7 +111,8 @@ def random_effect(values: npt.ArrayLike, *, confidence: float = 0.95) -> RandomE
         estimate = float(table.mean()) if table.size else np.nan
     reason = _no_model(table)
     if reason is not None:
-        return RandomEffects(estimate, *[np.nan] * 3, n, seeds, left_out, *[np.nan] * 4, reason)
+        nan = np.nan
+        return RandomEffects(estimate, nan, nan, nan, n, seeds, left_out, nan, nan, nan, nan, reason)
     if np.all(table == table[0, 0]):
         same = float(table[0, 0])
         return RandomEffects(same, same, same, float(same == 0), n, seeds, left_out, 0.0, 0.0, 0.0, np.nan, None)

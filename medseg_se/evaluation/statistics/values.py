@@ -43,7 +43,11 @@ def as_truths(values: npt.ArrayLike, name: str) -> npt.NDArray[np.bool_]:
 
 def as_classes(truth: npt.ArrayLike, scores: npt.ArrayLike, name: str) -> tuple[npt.NDArray[np.intp], Array]:
     """Return `truth` (n,) as classes 0 to C - 1 and `scores` as float64 (n, C); raise `UsageError` where they do not fit."""
-    table, labels = np.asarray(scores, dtype=np.float64), as_values(truth, "truth")
+    labels = as_values(truth, "truth")
+    try:
+        table = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"Expected `{name}` to be a table of numbers with as many classes for each case.") from error
     if table.ndim != 2 or table.shape[1] < 2 or len(table) != len(labels):
         raise UsageError(f"Expected `{name}` to be ({len(labels)}, classes) as `truth` says, but got the shape {table.shape}.")
     if np.isnan(table).any():
