@@ -42,9 +42,8 @@ class Criteria:
             said.append(f"Surfaces: {FAMILIES[self.surface]}.")
         if "nsd" in self.measures:
             distinct = sorted(set(self.tolerances.values()))
-            said.append(
-                f"NSD within {', '.join(f'{mm:g}' for mm in distinct)} mm{'' if len(distinct) < 2 else ', by structure'}."
-            )
+            listed = ", ".join(f"{mm:g}" for mm in distinct)
+            said.append(f"NSD within {listed} mm{', by structure' if len(distinct) > 1 else ''}.")
         if self.lesions is not None:
             rule = "they share a voxel" if self.lesions == "any" else f"their IoU is at least {self.lesions:g}"
             said.append(f"Lesions are connected components; two match where {rule}.")
@@ -77,9 +76,7 @@ def make_criteria(
     wanted = list(names((*OVERLAP, *DISTANCES))) if listed == ["all"] else listed
     counting = set(wanted) & set(names(LESIONS))
     if counting and matching is None:
-        raise UsageError(
-            f"Expected `lesions` to say when two lesions match, as {sorted(counting)[0]} is asked for: any, or an IoU."
-        )
+        raise UsageError(f"{min(counting)} is asked for, but not when two lesions match: give `lesions`, any or an IoU.")
     if matching is not None and not counting:
         wanted += names(LESIONS)
     chosen = choose_measures(wanted)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _BESIDE = {
     "hd95_mm": ("HD95 mm\nmedian", "median", 2),
     "nsd": ("NSD\nmean", "mean", 3),
-    "lesion_recall": ("lesions\nfound", "mean", 3),
+    "lesion_recall": ("lesion\nrecall", "mean", 3),
 }
 """Measure → heading, what is shown of its spread, and with how many decimals, beside Dice."""
 
@@ -50,12 +51,18 @@ def structure_label(evaluation: Evaluation, name: str) -> Text:
 
 def _table(evaluation: Evaluation) -> Table:
     count = len(evaluation.cases)
-    table = Table(title=f"Dice over {count} case{'' if count == 1 else 's'}", title_justify="left")
+    table = Table(
+        title=f"Dice over {count} case{'' if count == 1 else 's'}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     beside = {measure: shown for measure, shown in _BESIDE.items() if measure in evaluation.measures}
     table.add_column("structure", overflow="fold")
-    for heading in ("mean [95 %\ninterval]", "median", *(heading for heading, _, _ in beside.values()), "n", "worst"):
+    for heading in ("mean [95 % interval]", "median", *(heading for heading, _, _ in beside.values()), "n"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("worst case", overflow="fold")
+    table.add_column("worst case", overflow="fold", min_width=len("0.000 case"))
     dice = evaluation.summary()
     for name, spread in dice.items():
         others = [
@@ -64,19 +71,18 @@ def _table(evaluation: Evaluation) -> Table:
         ]
         table.add_row(
             structure_label(evaluation, name),
-            f"{show_number(spread.mean)} {_interval(spread)}",
+            Text(f"{show_number(spread.mean)} {_interval(spread)}"),
             show_number(spread.median),
             *others,
             str(spread.n),
-            show_number(spread.worst),
-            Text(spread.worst_case or "–"),
+            Text(f"{show_number(spread.worst)} {spread.worst_case or ''}"),
         )
     counted = sum(dice[name].n > 0 for name in evaluation.structures.names)
     blank = " " * len("[0.000, 0.000]")
     table.add_section()
     over = f"{counted} structure{'' if counted == 1 else 's'}"
     mean = f"{show_number(evaluation.mean_foreground)} {blank}"
-    table.add_row("mean over foreground", mean, *[""] * (len(beside) + 3), over, style="bold")
+    table.add_row("mean over foreground", mean, *[""] * (len(beside) + 2), over, style="bold")
     return table
 
 

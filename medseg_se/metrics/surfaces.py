@@ -2,8 +2,8 @@
 
 - "voxel": an element is the centre of a voxel of the structure with a face neighbour outside it, and every one weighs the same.
   It is what an erosion takes away, as in MONAI, MedPy and most published Hausdorff distances.
-- "surfel": an element is a corner of voxels with some of the four (2D) or eight (3D) around it inside and some outside. It weighs
-  the length in mm or area in mm² of the marching-squares or marching-cubes surface there: Nikolov et al., 2018,
+- "surfel": an element is a corner of voxels with some of the four (2D) or eight (3D) around it inside and some outside. It
+  weighs the length in mm or area in mm² of the marching-squares or marching-cubes surface there: Nikolov et al., 2018,
   https://arxiv.org/abs/1809.04430, and the package surface-distance.
 
 Beyond the border of the scan there is background. What lies beyond a boundary with unknown voxels (`IGNORE`) nobody knows: such
@@ -48,7 +48,7 @@ class Surface:
     def points(self, spacing: Sequence[float]) -> npt.NDArray[np.float64]:
         """Return the places in mm (n, dims), from the first place of the lattice."""
         places = np.stack(np.unravel_index(self.places, self.lattice), axis=-1)
-        points: npt.NDArray[np.float64] = places * np.asarray(spacing, dtype=np.float64)
+        points: npt.NDArray[np.float64] = places.astype(np.float64) * np.asarray(spacing, dtype=np.float64)
         return points
 
 

@@ -132,9 +132,10 @@ def test_predict_goes_on_after_a_broken_case_and_exits_with_1(capsys, checkpoint
     assert "3 done, 1 failed" in printed
     assert "truncated or corrupt" in printed
     assert run("evaluate", tmp_path / "p", dataset) == 1
-    rows = {row["case"]: row for row in csv.DictReader((tmp_path / "p" / "evaluation.csv").open())}
-    assert {name: float(row["near"]) for name, row in rows.items()} == {"a": 1, "b": 0, "c": 1, "d": 1}
-    assert "truncated" in rows["b"]["failure"]
+    rows = list(csv.DictReader((tmp_path / "p" / "evaluation.csv").open()))
+    near = {row["case"]: row for row in rows if row["structure"] == "near"}
+    assert {name: float(row["dice"]) for name, row in near.items()} == {"a": 1, "b": 0, "c": 1, "d": 1}
+    assert "truncated" in near["b"]["failure"]
 
 
 def test_predict_with_probabilities(checkpoint, dataset, tmp_path):
@@ -261,12 +262,12 @@ def test_evaluate_writes_a_table_and_a_report(capsys, dataset, tmp_path):
     assert run("evaluate", dataset / "labelsTr", dataset / "labelsTr", "--output", tmp_path / "e [x]") == 0
     assert f"Written to {tmp_path}/e [x]/evaluation.csv and {tmp_path}/e [x]/evaluation.json\n" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "e [x]" / "evaluation.csv").open()))
-    assert [(row["case"], float(row["near"]), float(row["far"]), row["failure"]) for row in rows] == [
-        (name, 1, 1, "") for name in "abc"
+    assert [(row["case"], row["structure"], float(row["dice"]), float(row["hd95_mm"]), row["failure"]) for row in rows] == [
+        (name, structure, 1, 0, "") for name in "abc" for structure in ("near", "far")
     ]
     report = json.loads((tmp_path / "e [x]" / "evaluation.json").read_text())
     assert report["mean_foreground"] == 1
-    assert report["summary"]["far"]["n"] == 3
+    assert report["summary"]["dice"]["far"]["n"] == 3
     assert not list((dataset / "labelsTr").glob("evaluation.*"))
 
 
@@ -276,6 +277,30 @@ def test_evaluate_takes_structures_from_a_file(capsys, dataset, tmp_path):
     assert "Give --structures" in complaint(capsys)
     assert run("evaluate", dataset / "labelsTr", dataset / "labelsTr", "--structures", tmp_path / "names.json") == 0
     assert (dataset / "labelsTr" / "evaluation.csv").is_file()
+
+
+def test_options_of_evaluate(capsys, dataset, tmp_path):
+    labels, table = dataset / "labelsTr", tmp_path / "tolerance.json"
+    table.write_text('{"near": 2, "default": 0.5}')
+    given = ["evaluate", labels, labels, "--structures", dataset, "--output", tmp_path / "e"]
+    for tolerance in (str(table), '{"near": 2, "default": 0.5}'):
+        options = ["--metrics", "hd95_mm,nsd", "--surface", "surfel", "--lesions", "0.25", "--resample"]
+        assert run(*given, *options, "--tolerance", tolerance) == 0
+        report = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+        chosen = [measure["name"] for measure in report["measures"]]
+        assert chosen[:3] == ["dice", "hd95_mm", "nsd"]
+        assert "lesion_recall" in chosen
+        assert report["tolerances"] == {"near": 2, "far": 0.5}
+        assert (report["surface"], report["lesions"]) == ("surfel", 0.25)
+    for options, message in (
+        (["--tolerance", "{near: 1"], "Expected `tolerance` to be a number of mm, a JSON table or its file"),
+        (["--tolerance", tmp_path / "none.json"], "Cannot read"),
+        (["--metrics", "dice,nds"], "Did you mean 'nsd'"),
+        (["--surface", "mesh"], "Unknown definition of surfaces 'mesh'"),
+    ):
+        capsys.readouterr()
+        assert run(*given, *options) == 2
+        assert message in complaint(capsys)
 
 
 def test_evaluate_names_what_is_not_there(capsys, dataset, tmp_path):

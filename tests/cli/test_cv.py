@@ -101,9 +101,14 @@ def stop_before_the_trainings(monkeypatch):
 # --------------------------------------------------------------------------------------------------------------- what it makes
 
 
+def cortex_rows(folder):
+    rows = csv.DictReader((folder / "cross_validation.csv").read_text().splitlines())
+    return [row for row in rows if row["structure"] == "Left-Cerebral-Cortex"]
+
+
 def test_every_case_is_judged_once_by_a_fold_that_left_its_patient_out(made):
     cases = {case.id: case for case in read_datalist(made / "data").training}
-    rows = list(csv.DictReader((made / "cv" / "cross_validation.csv").open()))
+    rows = cortex_rows(made / "cv")
     assert [row["case"] for row in rows] == sorted(cases)
     digests = {name: digest_of(case.images) for name, case in cases.items()}
     folds = json.loads((made / "cv" / "folds.json").read_text())["folds"]
@@ -121,14 +126,14 @@ def test_every_case_is_judged_once_by_a_fold_that_left_its_patient_out(made):
 
 
 def test_the_table_is_over_all_cases_and_by_fold(made):
-    rows = list(csv.DictReader((made / "cv" / "cross_validation.csv").open()))
+    rows = cortex_rows(made / "cv")
     content = json.loads((made / "cv" / "cross_validation.json").read_text())
     name = "Left-Cerebral-Cortex"
-    dice = np.array([float(row[name]) for row in rows])
+    dice = np.array([float(row["dice"]) for row in rows])
     folds = np.array([int(row["fold"]) for row in rows])
-    found = content["summary"][name]
+    found = content["summary"]["dice"][name]
     assert (found["mean"], found["sd"], found["n"]) == (pytest.approx(dice.mean()), pytest.approx(dice.std(ddof=1)), 6)
-    assert found["folds"] == pytest.approx([dice[folds == fold].mean() for fold in (0, 1)])
+    assert content["means_of_folds"][name] == pytest.approx([dice[folds == fold].mean() for fold in (0, 1)])
     (path,) = (made / "cv").glob("fold_*/predictions/brain_003.nii.gz")
     datalist = read_datalist(made / "data")
     truth, predicted = (
@@ -211,12 +216,12 @@ def test_a_failed_prediction_counts_as_empty_and_the_exit_code_says_so(work, cv)
     scan.write_bytes(scan.read_bytes()[:200])
     code, printed, _ = cv()
     assert code == 1
-    rows = {row["case"]: row for row in csv.DictReader(Path("cv/cross_validation.csv").read_text().splitlines())}
+    rows = {row["case"]: row for row in cortex_rows(Path("cv"))}
     assert "Failed, counted as empty: brain_004" in printed
-    assert float(rows["brain_004"]["Left-Cerebral-Cortex"]) == 0
+    assert float(rows["brain_004"]["dice"]) == 0
     choice = json.loads(Path("cv/postprocessing.json").read_text())
     (cortex,) = [entry for entry in choice["candidates"] if entry["structures"] == ["Left-Cerebral-Cortex"]]
-    dice = [float(row["Left-Cerebral-Cortex"]) for row in rows.values()]
+    dice = [float(row["dice"]) for row in rows.values()]
     if not choice["candidates"][0]["accepted"]:
         assert cortex["before"]["Left-Cerebral-Cortex"] == pytest.approx(np.mean(dice))
     assert choice["cases"] == 6
