@@ -85,7 +85,7 @@ def compare(
     if len(set(names)) != len(names):
         raise UsageError(f"Expected every run to have a name of its own, but got {', '.join(names)}.")
     if all(run.reference is None for run in runs):
-        raise UsageError(f"Expected at least two runs to compare, but got {len(runs)}.")
+        raise UsageError(f"Expected a run besides the reference, to be compared with it, but got {', '.join(names)} alone.")
     for run in runs:
         if run.reference is not None and run.reference not in names:
             raise unknown_name(f"reference of {run.name}", run.reference, names)

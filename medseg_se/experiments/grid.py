@@ -175,6 +175,8 @@ def read_experiment(path: Path, data: str | None = None) -> Experiment:
     if blockless:
         lacking = ", ".join(sorted(variant.network for variant in blockless))
         raise UsageError(f"Expected `blocks` in {path} to hold {NONE}, which others are compared with, also for {lacking}.")
+    if all(run.variant.block == NONE for run in runs):
+        raise UsageError(f"Expected `blocks` in {path} to hold something besides {NONE}, to be compared with it.")
     ordered = tuple(sorted(runs, key=lambda run: (run.seed, -1 if run.fold is None else run.fold)))
     return Experiment(
         path,

@@ -39,7 +39,7 @@ def test_folders_are_judged_and_compared(folders, call):
     folders("b", [0, 2, 4, 1, 3, 2])
     code, printed, _ = call("compare", "a", "b", "--truth", "truth", "--output", "out")
     assert code == 0
-    assert "b against a: better (Dice, mean over foreground: +0.09" in printed
+    assert "b against a: better (Dice, mean over foreground: +0.1" in printed
     content = json.loads(Path("out/comparison.json").read_text())
     liver = content["contrasts"][0]["paired"]["liver"]
     expected = np.mean([dice(new) - dice(old) for old, new in zip([20, 24, 28, 20, 30, 25], [0, 2, 4, 1, 3, 2], strict=True)])
@@ -98,7 +98,7 @@ def test_only_common_cases_are_compared(folders, call):
     [
         (["a", "b"], "a has no evaluation.json. Give `--truth`"),
         (["a", "nowhere", "--truth", "truth"], "Expected a folder of predictions, but got nowhere"),
-        (["a", "--truth", "truth"], "Expected at least two runs to compare, but got 1"),
+        (["a", "--truth", "truth"], "Expected a run besides the reference, to be compared with it, but got a alone"),
         (["a", "b", "--truth", "truth", "--reference", "c"], "Unknown reference 'c'. Valid names: a, b"),
         (["a", "b", "--truth", "truth", "--measure", "dicce"], "Unknown measure to compare 'dicce'. Did you mean 'dice'"),
         (["a", "b", "--truth", "truth", "--data", "x"], "`data` is for a comparison of an experiment, but folders are given"),

@@ -254,7 +254,7 @@ def test_what_cannot_be_compared_is_refused(scores):
         ((([none, scse]), "truth_ml"), "Unknown measure to compare 'truth_ml'"),
         ((([none, scse]), "dice", "bonferroni"), "Unknown correction 'bonferroni'"),
         ((([none, scse]), "dice", "holm", "none"), "Unknown way with seeds 'none'"),
-        ((([none]),), "at least two runs"),
+        ((([none]),), "a run besides the reference, to be compared with it, but got none alone"),
         ((([none, none]),), "a name of its own"),
         ((([none, one("a", scores[1], "nona")]),), "Unknown reference of a 'nona'. Did you mean 'none'"),
     ):

@@ -60,6 +60,7 @@ def test_a_network_may_have_a_name_of_its_own(read):
         ({"seed": [1]}, "Unknown key in .* 'seed'. Did you mean 'seeds'"),
         ({"blocks": ["none", "scsf"]}, "Unknown attention 'scsf'. Did you mean 'scse'"),
         ({"blocks": ["scse"]}, "`blocks` in .* to hold none, which others are compared with, also for unet"),
+        ({"blocks": ["none"]}, "`blocks` in .* to hold something besides none"),
         ({"networks": ["unett"]}, "Unknown network 'unett'. Did you mean 'unet'"),
         ({"networks": {"unet": {"attention": "cse"}}}, "network unet sets attention"),
         ({"also": [{"networks": ["sdnet"]}]}, "Unknown network in .* 'sdnet'"),

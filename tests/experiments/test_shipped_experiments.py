@@ -50,13 +50,13 @@ def small(name, phantoms, blocks):
     overlay = {
         "data": str(phantoms / ("whole" if whole else "training")),
         "test": 2 if whole else str(phantoms / "test"),
-        "budget": {"steps": 1},
+        "budget": {"steps": 2},
         "networks": {label: {**arguments, **SMALL[label]} for label, arguments in content["networks"].items()},
         "blocks": blocks or content["blocks"],
         "also": [],
     }
     overlay["fit"] = {**content["fit"], "trainer": {**content["fit"]["trainer"], "accelerator": "cpu", "precision": "32-true"}}
-    overlay["fit"]["data"] = {"init_args": {**data, "patch_size": size, "batches_per_epoch": 1, "num_workers": 0}}
+    overlay["fit"]["data"] = {"init_args": {**data, "patch_size": size, "batches_per_epoch": 2, "num_workers": 0}}
     if "spacing" in data:
         overlay["fit"]["data"]["init_args"]["spacing"] = [8.0, 8.0, 8.0]
     Path("small.yaml").write_text(yaml.safe_dump({**content, **overlay}, sort_keys=False))
