@@ -342,10 +342,10 @@ def _failures(runs: Sequence[Compared]) -> list[str]:
 
 def _caveats(contrasts: int, structures: int, correction: str, seeds: Seeds) -> list[str]:
     rule = {"holm": "Holm", "bh": "Benjamini–Hochberg"}[correction]
-    over = f"over {contrasts} runs" if contrasts > 1 else "not needed for one"
+    means = f"the mean over foreground over {contrasts} runs, " if contrasts > 1 else ""
     test = "t tests of the model" if seeds == "random" else "sign-flip permutation tests"
     return [
-        f"p from {test}, corrected ({rule}): the mean over foreground {over}, structures over all "
+        f"p from {test}, corrected ({rule}): {means}structures over all "
         f"{structures * contrasts}. Intervals are not corrected. No evidence of a difference is no evidence that there is none;"
         " the interval says what is still possible."
     ]

@@ -39,7 +39,9 @@ def verdict_of(contrast: Contrast, measure: Measure, structures: Sequence[str], 
     facts = f"{measure.title}, {MEAN}: {shown}, corrected p {p_value(p)}, {_counted(paired)}"
     if math.isnan(p):
         return f"{pair}: no verdict on the {MEAN} ({paired.reason}).{_structures(contrast, measure, structures)}"
-    found = f"{pair}: {_word(paired, measure)} ({facts})." if p < LEVEL else f"{pair}: no evidence of a difference ({facts})."
+    alone = " One training of each: another seed may turn it." if max(contrast.repeats) == 1 else ""
+    better = f"{pair}: {_word(paired, measure)} ({facts}).{alone}"
+    found = better if p < LEVEL else f"{pair}: no evidence of a difference ({facts})."
     few = paired.smallest_p >= LEVEL
     too_few = f" {paired.subjects} subjects are too few: no p below {paired.smallest_p:.2g} can be reached." if few else ""
     return f"{found}{too_few}{_structures(contrast, measure, structures)}"

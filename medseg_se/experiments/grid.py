@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -45,7 +45,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Its whole name."""
         return " ".join(self.parts)
 
     @property
@@ -140,6 +140,11 @@ class Experiment:
         distinct = dict.fromkeys(run.variant for run in self.runs)
         order = list(self.networks)
         return tuple(sorted(distinct, key=lambda one: (order.index(one.network), one.block != NONE)))
+
+    def title(self, variant: Variant) -> str:
+        """Return what a variant is called in tables: where all blocks sit at the same places, these go without saying."""
+        placed = {one.places for one in self.variants if one.block != NONE}
+        return replace(variant, places=None).name if len(placed) == 1 else variant.name
 
 
 def read_experiment(path: Path, data: str | None = None) -> Experiment:

@@ -46,8 +46,8 @@ def compare_finished(
         evaluations = {run.repeat: Evaluation.read_json(RunFolder.of(output, run.name).evaluation) for run in runs}
         noted = {key: [accounts[run][key] for run in runs if accounts[run].get(key) is not None] for key in _NOTED}
         cost = {**costs.get(variant.name, {}), **{key: float(np.mean(values)) for key, values in noted.items() if values}}
-        reference = None if variant == variant.reference else variant.reference.name
-        compared.append(Compared(variant.name, evaluations, reference, cost))
+        reference = None if variant == variant.reference else experiment.title(variant.reference)
+        compared.append(Compared(experiment.title(variant), evaluations, reference, cost))
     return compare(compared, measure, correction, seeds)
 
 

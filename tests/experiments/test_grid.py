@@ -40,6 +40,13 @@ def test_reductions_and_places_multiply_only_blocks_that_have_them(read):
     assert found.runs[0].variant.arguments() == {"attention": "none"}
 
 
+def test_places_that_all_blocks_have_go_without_saying(read):
+    alike = read(places=["encoder"])
+    assert [alike.title(variant) for variant in alike.variants] == ["unet none", "unet scse"]
+    others = read(places=["encoder", "decoder"])
+    assert [others.title(variant) for variant in others.variants] == ["unet none", "unet scse encoder", "unet scse decoder"]
+
+
 def test_further_grids_are_added_to_it(read):
     found = read(networks=["unet", "sdnet"], also=[{"networks": ["unet"], "seeds": [1]}, {"blocks": ["none"]}])
     assert [run.name for run in found.runs] == [
