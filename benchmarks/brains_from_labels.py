@@ -14,6 +14,7 @@ LABEL_MAPS is a folder of label maps with a labels.json that names the structure
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from medseg_se.data.synthetic_scan import synthesise
 from medseg_se.data.tissues import tissues_of
 from medseg_se.files import write_json
 from medseg_se.structures import Structures
-from medseg_se.volumes import Volume, read_labels, reorient, write_volume
+from medseg_se.volumes import Volume, read_labels, reorient, resample, resample_labels, resampled_shape, write_volume
 
 SEED = 987654321
 HELD_OUT = 2
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("label_maps", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--scans", type=int, default=2, help="test scans of every held-out map and look")
+    parser.add_argument("--spacing", type=float, help="of the test scans in mm; that of the label maps if not given")
     parser.add_argument("--cross", action="store_true", help="scans of every map, for folds")
     arguments = parser.parse_args()
     training, test = arguments.output / "training", arguments.output / "test"
@@ -57,7 +59,7 @@ def main() -> None:
         for look, (contrast, head) in enumerate(LOOKS[:2] if arguments.cross else LOOKS):
             for number in range(arguments.scans):
                 seed = (SEED, place, look, number)
-                cases.append(write_scan(case, datalist.structures, test, contrast, head, seed, f"{number}"))
+                cases.append(write_scan(case, datalist.structures, test, contrast, head, seed, f"{number}", arguments.spacing))
     write_json(
         test / "dataset.json", {**description, "channel_names": {"0": "MR"}, "training": cases, "numTraining": len(cases)}
     )
@@ -76,6 +78,7 @@ def write_scan(
     head: float,
     seed: tuple[int, ...],
     number: str,
+    spacing: float | None,
 ) -> dict[str, str]:
     """Write a scan and its label map; returns its entry in dataset.json."""
     if case.label is None:
@@ -88,8 +91,10 @@ def write_scan(
     scan = synthesise(torch.from_numpy(indices)[None].int(), [change])[0]
     name = f"{case.id}_{contrast}_{'head' if head else 'stripped'}_{number}"
     image, label = folder / "imagesTr" / f"{name}.nii.gz", folder / "labelsTr" / f"{name}.nii.gz"
-    write_volume(Volume((scan.numpy() * 255).round().astype(np.uint8), truth.affine), image)
-    write_volume(Volume(structures.decode(indices)[None], truth.affine), label)
+    shape = truth.shape if spacing is None else resampled_shape(truth, (spacing,) * 3)
+    scanned = resample(Volume(scan.numpy() * 255, truth.affine), shape)
+    write_volume(replace(scanned, array=scanned.array.round().astype(np.uint8)), image)
+    write_volume(resample_labels(Volume(structures.decode(indices)[None], truth.affine), shape), label)
     return {"image": f"./imagesTr/{image.name}", "label": f"./labelsTr/{label.name}", "group": case.id}
 
 
