@@ -1,6 +1,6 @@
 """One whole prediction from file to file, in a process of its own: by ours, nnU-Net 2 or MONAI, with the same weights.
 
-`benchmarks/inference.py` starts it: `python inference_peers.py JOB`, where JOB is JSON. What was measured is written as JSON to
+Other benchmarks start it: `python inference_peers.py JOB`, where JOB is JSON. What was measured is written as JSON to
 the file that the job names. nnU-Net and MONAI get the weights of one of our checkpoints in a PlainConvUNet, which needs
 `dynamic_network_architectures`; nnU-Net itself needs `nnunetv2`.
 
@@ -326,7 +326,16 @@ def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-KINDS: dict[str, Callable[[Job], Found]] = {"ours": ours, "nnunet": nnunet, "monai": monai}
+def command(job: Job) -> Found:
+    """Run `medseg-se` with the job's `words`."""
+    from medseg_se.cli.main import main as medseg_se
+
+    began = time.perf_counter()
+    code = medseg_se(job["words"])
+    return {"seconds": time.perf_counter() - began} if code == 0 else {"failed": f"exit code {code}"}
+
+
+KINDS: dict[str, Callable[[Job], Found]] = {"ours": ours, "nnunet": nnunet, "monai": monai, "command": command}
 
 
 def main() -> None:

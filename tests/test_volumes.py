@@ -17,6 +17,7 @@ from medseg_se.volumes import (
     case_name,
     grid_of,
     is_scan,
+    on_grid_of,
     read_image,
     read_labels,
     reorient,
@@ -294,6 +295,22 @@ def test_same_grid_says_what_differs(make_affine):
     assert volume.same_grid(Volume(volume.array, nudged)) is None
     assert "0.50 mm apart" in volume.same_grid(Volume(volume.array, moved))
     assert "(4, 5, 6) against (4, 5, 5)" in volume.same_grid(Volume(volume.array[..., :5], volume.affine))
+
+
+def test_on_the_grid_of_another_each_voxel_gets_the_nearest_label(make_affine):
+    rng = np.random.default_rng(0)
+    labels = Volume(rng.integers(1, 5, (1, 9, 8, 7)), make_affine("LPS", (1.0, 1.3, 2.0), (5.0, 2.0, -3.0), (10, 20, 30)))
+    like = Volume(np.zeros((1, 12, 10, 11)), make_affine("SAR", (0.9, 1.1, 1.7), (-6.0, -6.0, -9.0)))
+    found = on_grid_of(labels, like)
+    assert found.same_grid(like) is None
+    matrix = np.linalg.inv(labels.affine) @ like.affine
+    outside = 0
+    for place in np.ndindex(like.shape):
+        nearest = np.floor((matrix @ [*place, 1])[:3] + 0.5).astype(int)
+        inside = all(0 <= n < length for n, length in zip(nearest, labels.shape, strict=True))
+        outside += not inside
+        assert found.array[0][place] == (labels.array[0][tuple(nearest)] if inside else 0)
+    assert 100 < outside < found.array.size - 100
 
 
 # ------------------------------------------------------------------------------------------------------ files not to be trusted

@@ -1,8 +1,12 @@
-"""An evaluation as a JSON document, format 2, and back; NaN is null there, and what is infinite the text "inf"."""
+"""An evaluation as a JSON document, format 2, and back; NaN is null there, and what is infinite the text "inf".
+
+Files are named from the folder of the document, so that a folder of results can be moved as a whole.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +24,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 
 
-def to_document(evaluation: Evaluation, policy: str) -> dict[str, Any]:
-    """Return the content of evaluation.json."""
+def to_document(evaluation: Evaluation, policy: str, path: Path) -> dict[str, Any]:
+    """Return the content of the evaluation.json at `path`."""
     content = {
         "format": FORMAT,
         "policy": policy,
@@ -36,19 +40,13 @@ def to_document(evaluation: Evaluation, policy: str) -> dict[str, Any]:
             measure: {name: asdict(spread) for name, spread in evaluation.summary(measure).items()}
             for measure in evaluation.measures
         },
-        "cases": [case_to_dict(case) for case in evaluation.cases],
+        "cases": [_case_to_dict(case, path.absolute().parent) for case in evaluation.cases],
         "failures": evaluation.failures,
         "unjudged": dict(evaluation.unjudged),
         "extra": list(evaluation.extra),
     }
     plain: dict[str, Any] = _plain(content)
     return plain
-
-
-def case_to_dict(case: CaseResult) -> dict[str, Any]:
-    """Return a case as plain data; its files are named by absolute paths."""
-    files = {"truth": case.truth, "prediction": case.prediction}
-    return {**vars(case), **{name: None if path is None else str(path.absolute()) for name, path in files.items()}}
 
 
 def from_document(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -64,13 +62,14 @@ def from_document(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         )
     try:
         measures = tuple(measure["name"] for measure in content["measures"])
-        structures = Structures.from_dict(content["structures"])
+        structures, folder = Structures.from_dict(content["structures"]), path.absolute().parent
+        judged = list(structures.judged())
         unknown = [name for name in (*measures, content["surface"]) if name not in {*MEASURES, *FAMILIES}]
         if unknown:
             raise ValueError(f"{unknown} are not known to this version")
         return {
             "structures": structures,
-            "cases": tuple(_case(entry, measures, list(structures.judged())) for entry in content["cases"]),
+            "cases": tuple(_case(entry, measures, judged, folder) for entry in content["cases"]),
             "unjudged": dict(content["unjudged"]),
             "extra": tuple(content["extra"]),
             "measures": measures,
@@ -84,8 +83,22 @@ def from_document(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _case(entry: Mapping[str, Any], measures: tuple[str, ...], judged: list[str]) -> CaseResult:
-    paths = {name: None if entry[name] is None else Path(entry[name]) for name in ("truth", "prediction")}
+def _case_to_dict(case: CaseResult, folder: Path) -> dict[str, Any]:
+    return {**vars(case), "truth": _relative(case.truth, folder), "prediction": _relative(case.prediction, folder)}
+
+
+def _relative(path: Path | None, folder: Path) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(os.path.relpath(path.absolute(), folder)).as_posix()
+    except ValueError:  # on another drive
+        return str(path.absolute())
+
+
+def _case(entry: Mapping[str, Any], measures: tuple[str, ...], judged: list[str], folder: Path) -> CaseResult:
+    files = {name: entry[name] for name in ("truth", "prediction")}
+    paths = {name: None if file is None else Path(os.path.normpath(folder / file)) for name, file in files.items()}
     scores = {measure: {name: _number(entry["scores"][measure][name]) for name in judged} for measure in measures}
     return CaseResult(entry["id"], scores, entry["group"], entry["failure"], **paths, resampled=entry["resampled"])
 

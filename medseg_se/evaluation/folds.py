@@ -53,7 +53,7 @@ class CrossValidation:
             "mean_foreground_of_folds": [fold.mean_foreground for fold in self.folds],
             "means_of_folds": {name: self.means(name) for name in all_cases.structures.judged()},
         }
-        write_json(path, {**to_document(all_cases, POLICY), **folds})
+        write_json(path, {**to_document(all_cases, POLICY, path), **folds})
 
     def render(self, console: Console) -> None:
         """Print the table of structures, failures, unreadable truths and the policy."""

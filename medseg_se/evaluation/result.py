@@ -106,7 +106,7 @@ class Evaluation:
 
     def write_json(self, path: Path | str) -> None:
         """Write policy, summary, cases, failures and what was not judged, in the format that docs/evaluation.md describes."""
-        write_json(path, document.to_document(self, POLICY))
+        write_json(path, document.to_document(self, POLICY, Path(path)))
 
     @classmethod
     def read_json(cls, path: Path | str) -> Evaluation:

@@ -19,6 +19,7 @@ from medseg_se.cli import cross_validation
 from medseg_se.cli.main import main
 from medseg_se.data.datalist import read_datalist
 from medseg_se.data.phantom import write_phantoms
+from medseg_se.evaluation.result import Evaluation
 from medseg_se.files import digest_of
 from medseg_se.inference.ensemble import load_model
 from medseg_se.volumes import read_image, read_labels
@@ -133,13 +134,16 @@ def test_the_table_is_over_all_cases_and_by_fold(made):
     folds = np.array([int(row["fold"]) for row in rows])
     found = content["summary"]["dice"][name]
     assert (found["mean"], found["sd"], found["n"]) == (pytest.approx(dice.mean()), pytest.approx(dice.std(ddof=1)), 6)
+    again = Evaluation.read_json(made / "cv" / "cross_validation.json")
+    assert [case.dice[name] for case in again.cases] == dice.tolist()
+    assert all(case.truth.is_file() and case.prediction.is_file() for case in again.cases)
     assert content["means_of_folds"][name] == pytest.approx([dice[folds == fold].mean() for fold in (0, 1)])
     (path,) = (made / "cv").glob("fold_*/predictions/brain_003.nii.gz")
     datalist = read_datalist(made / "data")
     truth, predicted = (
         read_labels(file).array == datalist.structures.values[name][0] for file in (datalist.training[3].label, path)
     )
-    assert float(rows[3][name]) == pytest.approx(2 * (truth & predicted).sum() / (truth.sum() + predicted.sum()))
+    assert float(rows[3]["dice"]) == pytest.approx(2 * (truth & predicted).sum() / (truth.sum() + predicted.sum()))
 
 
 def test_the_model_holds_the_best_weights_and_the_chosen_post_processing(made):

@@ -329,6 +329,7 @@ def test_json_holds_summary_cases_failures_and_policy(mixed, tmp_path):
 
 def test_what_was_written_reads_back_the_same(mixed, tmp_path):
     mixed.write_json(tmp_path / "first.json")
+    assert json.loads((tmp_path / "first.json").read_text())["cases"][0]["prediction"] == "predictions/a.nii.gz"
     again = Evaluation.read_json(tmp_path / "first.json")
     assert again.measures == mixed.measures
     assert again.structures == STRUCTURES
