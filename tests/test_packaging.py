@@ -64,6 +64,10 @@ def test_the_wheel_holds_every_module_and_recipe(content):
         missing = {f"{home}/{path.as_posix()}" for path in files} - content
         assert not missing, f"setup.cfg leaves out {missing}"
     assert "medseg_se/py.typed" in content
+    for folder in ("assets", "vendor"):
+        files = {f"medseg_se/reports/{folder}/{path.name}" for path in (ROOT / "medseg_se" / "reports" / folder).iterdir()}
+        assert files
+        assert files <= content
     assert "medseg_se/configs/hippocampus_unet3d_scse.yaml" in content
 
 

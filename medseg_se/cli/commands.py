@@ -15,6 +15,7 @@ from medseg_se.cli.export import export
 from medseg_se.cli.networks import networks
 from medseg_se.cli.planning import plan
 from medseg_se.cli.prediction import predict
+from medseg_se.cli.reporting import report
 
 __all__ = [
     "check",
@@ -29,6 +30,7 @@ __all__ = [
     "networks",
     "plan",
     "predict",
+    "report",
 ]
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "segment scans with one checkpoint or several",
     "evaluate": "overlap and surface distances of predictions against the truth",
     "compare": "tell whether runs differ, or run a whole experiment and tell",
+    "report": "show an evaluation on one HTML page, with a 3-D viewer",
     "export": "write a model in a form that other programs read",
     "inspect": "see what attention does inside a network on one scan",
     "cost": "measure what attention costs: parameters, operations, memory and time",

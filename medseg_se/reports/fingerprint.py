@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 from medseg_se.files import write_text
 from medseg_se.optional import load_optional
 from medseg_se.planning.facts import ChannelFacts, Fingerprint, StructureFacts
-from medseg_se.reports.sheet import FAINT, FRAME, GRID, INK, PANEL, PAPER, RESOLUTION
+from medseg_se.reports.page import data_uri, page
+from medseg_se.reports.sheet import FAINT, FRAME, GRID, INK, PANEL, PAPER, RESOLUTION, shortened
 
 AXES = ("left-right", "back-front", "down-up")
 _COLOURS = ("#56c1f5", "#ffb454", "#8bd17c")  # of the axes
@@ -56,14 +56,13 @@ def fingerprint_page(fingerprint: Fingerprint, path: Path | str) -> None:
         pictures.append(("What appears together", about, _draw_together(fingerprint, present)))
     environment = load_optional("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     memory = sum(case.bytes for case in fingerprint.cases)
-    page = environment.from_string(_TEMPLATE).render(
+    body = environment.from_string(_TEMPLATE).render(
         found=fingerprint,
         pictures=pictures,
         memory=memory,
         largest=max(case.bytes for case in fingerprint.cases),
-        colours={"paper": PAPER, "panel": PANEL, "frame": FRAME, "ink": INK, "faint": FAINT},
     )
-    write_text(path, page)
+    write_text(path, page(f"{fingerprint.name}: fingerprint", body, wide=True))
 
 
 # ------------------------------------------------------------------------------------------------------------------ pictures
@@ -135,7 +134,7 @@ def _draw_structures(fingerprint: Fingerprint, present: Sequence[StructureFacts]
         axes.set_ylim(len(present) - 0.4, -0.6)
         axes.set_xlabel(words, color=FAINT, fontsize=9)
         axes.grid(axis="both", color=GRID, linewidth=0.6)
-    volumes.set_yticks(range(len(present)), [_short(structure.name) for structure in present], parse_math=False)
+    volumes.set_yticks(range(len(present)), [shortened(structure.name) for structure in present], parse_math=False)
     extents.set_yticks(range(len(present)), [""] * len(present))
     style = {"labelcolor": INK, "fontsize": 8.5, "columnspacing": 1.2, "handlelength": 1.0, "borderaxespad": 0.1}
     extents.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, **style)
@@ -145,7 +144,7 @@ def _draw_structures(fingerprint: Fingerprint, present: Sequence[StructureFacts]
 def _draw_together(fingerprint: Fingerprint, present: Sequence[StructureFacts]) -> str:
     rows = [place for place, structure in enumerate(fingerprint.structures) if structure.cases]
     counts = np.array(fingerprint.together)[np.ix_(rows, rows)]
-    names = [_short(structure.name) for structure in present]
+    names = [shortened(structure.name) for structure in present]
     size, bottom = float(np.clip(0.4 * len(rows), 1.2, 9.0)), 0.3 + 0.07 * max(map(len, names))
     figure, (axes,) = _figure(size + bottom + 0.3, (1, 1), left=0.2, right=0.24 + size / _WIDTH, bottom=bottom)
     picture = axes.imshow(counts, cmap="viridis", vmin=0, vmax=len(fingerprint.cases), aspect="auto", interpolation="nearest")
@@ -182,38 +181,16 @@ def _figure(
 def _png(figure: Any) -> str:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", facecolor=PAPER)
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return data_uri(stream.getvalue())
 
 
-def _short(name: str, most: int = 30) -> str:
-    """Return a long name without its middle: what tells structures apart often stands at the end."""
-    return name if len(name) <= most else f"{name[: most - 13]}…{name[-12:]}"
-
-
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{{ found.name }}: fingerprint</title>
-<style>
-body { background: {{ colours.paper }}; color: {{ colours.ink }}; font: 15px/1.5 system-ui, sans-serif; margin: 2em auto;
-       max-width: 1240px; padding: 0 1em; }
-h2 { margin: 1.8em 0 0.2em; } p, summary { color: {{ colours.faint }}; margin: 0.2em 0; } img { max-width: 100%; }
-table { border-collapse: collapse; margin: 0.6em 0; } td, th { border-bottom: 1px solid {{ colours.frame }}; padding: 2px 12px;
-        text-align: right; } td:first-child, th:first-child { text-align: left; }
-.warnings li { background: {{ colours.panel }}; border-left: 4px solid #ffb454; list-style: none;
-               margin: 6px 0; padding: 6px 12px; }
-.warnings.broken li { border-color: #ff7b72; } ul { padding: 0; }
-</style>
-</head>
-<body>
-<h1>{{ found.name }}</h1>
+_TEMPLATE = """<h1>{{ found.name }}</h1>
 <p>{{ found.cases | length }} usable case{{ "s" if found.cases | length > 1 }} of {{ found.groups }}
 group{{ "s" if found.groups > 1 }}, {{ found.channels | length }} channel{{ "s" if found.channels | length > 1 }}
 ({{ found.channels | map(attribute="name") | join(", ") }}), {{ found.structures | length }}
 structure{{ "s" if found.structures | length > 1 }}; {{ memory | filesizeformat(true) }} in memory at their own spacing,
 the largest case {{ largest | filesizeformat(true) }}.</p>
-<p>{{ found.source }}, digest {{ found.digest }}</p>
+<p class="faint">{{ found.source }}, digest {{ found.digest }}</p>
 {% if found.warnings %}
 <h2>Warnings</h2>
 <ul class="warnings">
@@ -232,11 +209,11 @@ the largest case {{ largest | filesizeformat(true) }}.</p>
 {% endif %}
 {% for heading, about, picture in pictures %}
 <h2>{{ heading }}</h2>
-<p>{{ about }}</p>
+<p class="faint">{{ about }}</p>
 <img src="{{ picture }}" alt="{{ heading }}">
 {% endfor %}
 <h2>Structures</h2>
-<table>
+<div class="scroll"><table>
 <tr><th>structure</th><th>label values</th><th>cases</th><th>median ml</th><th>smallest</th><th>largest</th>
 <th>smallest extent, mm</th><th>share of voxels</th></tr>
 {% for one in found.structures %}
@@ -250,10 +227,10 @@ the largest case {{ largest | filesizeformat(true) }}.</p>
 {% endif %}
 </tr>
 {% endfor %}
-</table>
+</table></div>
 <details>
 <summary>Every case</summary>
-<table>
+<div class="scroll"><table>
 <tr><th>case</th><th>group</th><th>voxels</th><th>nonzero box</th><th>spacing, mm</th><th>file lies</th><th>structures</th></tr>
 {% for case in found.cases %}
 <tr><td>{{ case.id }}</td><td>{{ case.group }}</td><td>{{ case.shape | join(" × ") }}</td>
@@ -261,8 +238,6 @@ the largest case {{ largest | filesizeformat(true) }}.</p>
 <td>{% for length in case.spacing %}{{ " × " if not loop.first }}{{ "%.3g" | format(length) }}{% endfor %}</td>
 <td>{{ case.orientation }}</td><td>{{ case.volumes | length }}</td></tr>
 {% endfor %}
-</table>
+</table></div>
 </details>
-</body>
-</html>
 """

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg_se.analysis.inspection import Inspection
-from medseg_se.reports.pictures import PLANES, Plane, colours
+from medseg_se.reports.palette import colours
+from medseg_se.reports.pictures import PLANES, Plane
 from medseg_se.reports.sheet import FAINT, SIDE, WIDTH, Sheet
 from medseg_se.volumes import Volume, reorient
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from medseg_se.analysis.inspection import Inspection
 from medseg_se.reports.gate_maps import GateMaps
-from medseg_se.reports.sheet import FAINT, GRID, INK, PANEL, PAPER, SIDE, WIDTH, Sheet
+from medseg_se.reports.sheet import FAINT, GRID, INK, PANEL, PAPER, SIDE, WIDTH, Sheet, shortened
 
 _KINDS = {"channel": "#56c1f5", "spatial": "#ffb454", "voxel": "#c792ea"}
 _COLOURS = ("#56c1f5", "#ffb454", "#8bd17c", "#c792ea", "#ff7b72", "#e6db74", "#9aa1ab", "#3f7fb5")
@@ -166,7 +166,7 @@ def _heat_height(inspection: Inspection) -> float:
 def _draw_heat_maps(inspection: Inspection, sheet: Sheet, top: float) -> None:
     """Draw how far each structure's mean gate lies from the channel's, at the first, deepest and last insertion point."""
     turning, height = inspection.turning_points(), _heat_height(inspection)
-    names = [_short(name) for name in inspection.groups]
+    names = [shortened(name) for name in inspection.groups]
     step = (WIDTH - 2 * SIDE - _NAMES + 0.6) / len(turning)
     width = step - 1.05
     sheet.heading(top, "Mean channel gate by structure: departure from the channel's own mean")
@@ -207,8 +207,3 @@ def _draw_choices(inspection: Inspection, sheet: Sheet, top: float) -> None:
     axes.set_yticks(range(len(chosen)), [point.name for point in chosen])
     axes.set(xlim=(0, max(1.0, float(start.max()))), ylim=(len(chosen) - 0.4, -0.6))
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, labelcolor=INK, fontsize=9)
-
-
-def _short(name: str, most: int = 26) -> str:
-    """Return a long name without its middle: what tells structures apart often stands at the end."""
-    return name if len(name) <= most else f"{name[: most - 11]}…{name[-10:]}"

@@ -6,7 +6,6 @@ of sagittal ones. Letters at the borders say so in each picture.
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +18,13 @@ import numpy.typing as npt
 from medseg_se.errors import DataError, UsageError
 from medseg_se.files import atomic_write
 from medseg_se.optional import load_optional
+from medseg_se.reports.palette import Colour, colours
 from medseg_se.structures import Structures
 from medseg_se.volumes import Volume, reorient
 
 Array = npt.NDArray[Any]
-Colour = tuple[float, float, float]
 
 _PAPER, _INK, _FAINT = "#14171c", "#f2f3f5", "#9aa1ab"
-_HUES = (0.00, 0.55, 0.14, 0.79, 0.40, 0.08, 0.64, 0.90, 0.23, 0.48)  # neighbours in the list lie far apart on the wheel
 _MARGIN = 0.2  # of the structures' extent, shown around them on each side
 _FLATTEST = 0.5  # shortest over longest side of the box that is shown
 
@@ -130,26 +128,6 @@ def worst_structures(dice: Mapping[str, float], most: int = 3) -> str:
     counted = sorted((value, name) for name, value in dice.items() if not math.isnan(value))
     worst = ", ".join(f"{name} {value:.3f}" for value, name in counted[:most])
     return f"worst: {worst}" if worst else ""
-
-
-def colours(structures: Structures) -> dict[str, Colour]:
-    """Return a colour (red, green, blue in 0 … 1) per structure; left and right share a hue, the left one is lighter."""
-    chosen: dict[str, Colour] = {}
-    side = dict(structures.pairs())
-    partner = {right: left for left, right in side.items()}
-    names = (None, *structures.names)
-    hues = 0
-    for index, name in enumerate(structures.names, start=1):
-        if name in chosen:
-            continue
-        left, right = (index, side[index]) if index in side else (partner.get(index, index), index)
-        # Each further turn of the wheel lies between the hues of the one before.
-        hue = _HUES[hues % len(_HUES)] + 0.035 * (hues // len(_HUES))
-        hues += 1
-        chosen[str(names[right])] = colorsys.hls_to_rgb(hue % 1, 0.6, 0.95)
-        if left != right:
-            chosen[str(names[left])] = colorsys.hls_to_rgb(hue % 1, 0.78, 0.95)
-    return chosen
 
 
 # ------------------------------------------------------------------------------------------------------------------- choosing

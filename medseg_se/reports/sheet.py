@@ -73,3 +73,8 @@ class Sheet:
         self._figure.colorbar(picture, cax=bar, ticks=list(ticks))
         bar.set_yticklabels(list(ticks.values()))
         bar.tick_params(colors=FAINT, labelsize=7.5, length=0)
+
+
+def shortened(name: str, most: int = 28) -> str:
+    """Return a long name without its middle: what tells structures apart often stands at the end."""
+    return name if len(name) <= most else f"{name[: most - 12]}…{name[-11:]}"

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from medseg_se.reports.pictures import PLANES, Plane, colours, richest_slices
+from medseg_se.reports.palette import colours
+from medseg_se.reports.pictures import PLANES, Plane, richest_slices
 from medseg_se.structures import Structures
 
 Array = npt.NDArray[Any]

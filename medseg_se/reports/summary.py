@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import importlib.util
 import math
 import os
@@ -21,31 +19,10 @@ from medseg_se.errors import CheckpointError
 from medseg_se.files import write_text
 from medseg_se.reports.curves import PARTS, best_epoch, parts_of
 from medseg_se.reports.logs import History
+from medseg_se.reports.page import Facts, facts_table, number, page, picture, row, safe, section
 from medseg_se.reports.training import CURVES, NO_CURVES, PICTURES, SUMMARY, RunReport, described_network
 from medseg_se.tasks.checkpoints import smoothed_name
 from medseg_se.version import __version__
-
-Facts = Sequence[tuple[str, str]]
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f26; --faint: #5c6570; --paper: #fff; --line: #d5dae1; --bar: #56a8d8 }
-@media (prefers-color-scheme: dark) { :root { --ink: #f2f3f5; --faint: #9aa1ab; --paper: #14171c; --line: #3a414b } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 1.5rem; margin: .5rem 0 0 } h2 { font-size: 1.1rem; margin: 1.8rem 0 .4rem } p { margin: .4rem 0 }
-.faint { color: var(--faint) } .large { font-size: 2.2rem; line-height: 1.2; font-variant-numeric: tabular-nums }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .2rem .6rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-th { font-weight: normal; color: var(--faint) } td.number, th.number { text-align: right; white-space: nowrap }
-td.bar { width: 30% } .bar span { display: block; height: .7rem; margin-top: .45rem; background: var(--bar) }
-img { max-width: 100%; height: auto; display: block }
-pre { white-space: pre-wrap; border: 1px solid var(--line); padding: .6rem; font-size: .85rem; margin: .4rem 0 }
-@media (max-width: 30rem) { td.bar, th.bar { display: none } .facts th, .facts td { display: block; padding: 0; border: 0 }
-  .facts td { padding-bottom: .4rem } }
-@media print { :root { --ink: #000; --paper: #fff; --line: #bbb; --faint: #444 } body { max-width: none; padding: 0 }
-  tr, img, pre { break-inside: avoid } .bar span { print-color-adjust: exact; -webkit-print-color-adjust: exact } }
-"""
 
 
 def write_summary(report: RunReport, trainer: pl.Trainer, task: Any, arguments: Sequence[str], best: Path | None) -> Path:
@@ -64,23 +41,18 @@ def write_summary(report: RunReport, trainer: pl.Trainer, task: Any, arguments: 
     history, name = report.history, report.folder.resolve().name
     line = f"{task.task}: {described_network(task)}; medseg-se {__version__}"
     body = [
-        f"<h1>{_safe(name)}</h1>",
-        f'<p class="faint">{_safe(line)}</p>',
+        f"<h1>{safe(name)}</h1>",
+        f'<p class="faint">{safe(line)}</p>',
         _scores(report, history, trainer, task, best is not None),
         _curves(report.folder),
         _picture(report.folder),
-        _section("What was trained", _table(_trained(trainer, task))),
-        _section("How", _table(_how(report, history, trainer, task))),
-        _section("What was kept", _table(_kept(best, report.folder))),
+        section("What was trained", facts_table(_trained(trainer, task))),
+        section("How", facts_table(_how(report, history, trainer, task))),
+        section("What was kept", facts_table(_kept(best, report.folder))),
         _again(Path(report.table.log_dir) / "config.yaml", arguments),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_safe(name)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
-    )
     path = report.folder / SUMMARY
-    write_text(path, page)
+    write_text(path, page(name, "\n".join(body)))
     return path
 
 
@@ -103,13 +75,13 @@ def _scores(report: RunReport, history: History, trainer: pl.Trainer, task: Any,
     if judged:
         whole = metrics.get("val_scan_dice", metrics.get(task.score.name, math.nan))
         what = "mean Dice of the structures, whole scans" if task.task == "segmentation" else task.score.word
-        parts.append(f'<p><span class="large">{_number(whole)}</span> {_safe(what)}, best checkpoint, {cases} cases</p>')
-        parts.append(f"<p>These scans chose the checkpoint: on new ones it will be somewhat worse. {_safe(task.advice)}</p>")
+        parts.append(f'<p><span class="large">{number(whole)}</span> {safe(what)}, best checkpoint, {cases} cases</p>')
+        parts.append(f"<p>These scans chose the checkpoint: on new ones it will be somewhat worse. {safe(task.advice)}</p>")
     else:
         parts.append("<p>No checkpoint was judged: the run ended before a validation, or kept none.</p>")
     parts.append(_parts_table(report, history, metrics if judged else {}))
-    parts.append(_table(_course(history, task)))
-    return _section("Scores", "\n".join(part for part in parts if part))
+    parts.append(facts_table(_course(history, task)))
+    return section("Scores", "\n".join(part for part in parts if part))
 
 
 def _parts_table(report: RunReport, history: History, judged: Mapping[str, float]) -> str:
@@ -127,15 +99,15 @@ def _parts_table(report: RunReport, history: History, judged: Mapping[str, float
     for name, course in parts.items():
         value = whole[name]
         width = 100 * min(1.0, max(0.0, value)) if math.isfinite(value) else 0.0
-        cells = [(_safe(name), ""), (_number(value), "number")]
+        cells = [(safe(name), ""), (number(value), "number")]
         cells += [(f'<span style="width:{width:.1f}%"></span>', "bar")] if share else []
         cells += [(str(report.counted.get(name, 0)), "number")] if counted else []
-        cells.append((_number(course[max(course)]), "number"))
-        rows.append(_row("td", cells))
+        cells.append((number(course[max(course)]), "number"))
+        rows.append(row("td", cells))
     note = "A structure that a scan neither has nor was found in is not counted there. " if counted else ""
     note += "Validations while training see one patch a case." if prefix == "val_dice/" else ""
-    words = f'<p class="faint">{_safe(f"{PARTS[prefix]}. {note}")}</p>'
-    return words + f"<table>{_row('th', heads)}{''.join(rows)}</table>"
+    words = f'<p class="faint">{safe(f"{PARTS[prefix]}. {note}")}</p>'
+    return words + f"<table>{row('th', heads)}{''.join(rows)}</table>"
 
 
 def _course(history: History, task: Any) -> Facts:
@@ -147,21 +119,25 @@ def _course(history: History, task: Any) -> Facts:
     ):
         course = history.get(key, {})
         if best := best_epoch(course, task.score):
-            facts.append((word, f"{_number(course[max(course)])} at the end, best {_number(best[1])} in epoch {best[0]}"))
+            facts.append((word, f"{number(course[max(course)])} at the end, best {number(best[1])} in epoch {best[0]}"))
     for key, word in (("train_loss", "training loss"), ("val_loss", "validation loss")):
         if losses := history.get(key):
-            facts.append((word, f"{_number(losses[min(losses)])} at first, {_number(losses[max(losses)])} at the end"))
+            facts.append((word, f"{number(losses[min(losses)])} at first, {number(losses[max(losses)])} at the end"))
     return facts
 
 
 def _curves(folder: Path) -> str:
     path = folder / CURVES
-    return _section("Curves", _image(path, "curves of the run") if path.is_file() else f"<p>{_safe(NO_CURVES)}</p>")
+    return section("Curves", picture(path.read_bytes(), "curves of the run") if path.is_file() else f"<p>{safe(NO_CURVES)}</p>")
 
 
 def _picture(folder: Path) -> str:
     pictures = sorted((folder / PICTURES).glob("epoch_*.png"))
-    return _section("Validation cases", _image(pictures[-1], "validation cases with truth and prediction")) if pictures else ""
+    return (
+        section("Validation cases", picture(pictures[-1].read_bytes(), "validation cases with truth and prediction"))
+        if pictures
+        else ""
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------- facts
@@ -224,44 +200,18 @@ def _kept(best: Path | None, folder: Path) -> Facts:
 
 
 def _again(config: Path, arguments: Sequence[str]) -> str:
-    parts = [f"<p>The command was</p><pre>{_safe('medseg-se ' + shlex.join(arguments))}</pre>"] if arguments else []
+    parts = [f"<p>The command was</p><pre>{safe('medseg-se ' + shlex.join(arguments))}</pre>"] if arguments else []
     if config.is_file():
         again = shlex.join(
             ["medseg-se", "fit", "--config", str(config), "--ckpt_path", "null", "--trainer.default_root_dir", "NEW_FOLDER"]
         )
-        parts.append(f"<p>The same run once more, from the beginning, in another folder:</p><pre>{_safe(again)}</pre>")
+        parts.append(f"<p>The same run once more, from the beginning, in another folder:</p><pre>{safe(again)}</pre>")
         text = config.read_text(encoding="utf-8", errors="replace")
-        parts.append(f"<details><summary>All its settings</summary><pre>{_safe(text)}</pre></details>")
-    return _section("To run it again", "\n".join(parts))
+        parts.append(f"<details><summary>All its settings</summary><pre>{safe(text)}</pre></details>")
+    return section("To run it again", "\n".join(parts))
 
 
-# ----------------------------------------------------------------------------------------------------------------------- HTML
-
-
-def _safe(text: str) -> str:
-    return html.escape(str(text), quote=True)
-
-
-def _section(heading: str, content: str) -> str:
-    return f"<section>\n<h2>{_safe(heading)}</h2>\n{content}\n</section>"
-
-
-def _table(facts: Facts) -> str:
-    rows = "".join(f"<tr><th>{_safe(name)}</th><td>{_safe(value)}</td></tr>" for name, value in facts)
-    return f'<table class="facts">{rows}</table>' if rows else ""
-
-
-def _row(kind: str, cells: Sequence[tuple[str, str]]) -> str:
-    return "<tr>" + "".join(f'<{kind} class="{group}">{cell}</{kind}>' for cell, group in cells) + "</tr>"
-
-
-def _image(path: Path, words: str) -> str:
-    content = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<img alt="{_safe(words)}" src="data:image/png;base64,{content}">'
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "–"
+# ---------------------------------------------------------------------------------------------------------------------- words
 
 
 def _words(values: Mapping[str, Any]) -> str:

@@ -7,7 +7,8 @@ import pytest
 from matplotlib.image import imread
 
 from medseg_se.errors import DataError, UsageError
-from medseg_se.reports.pictures import Shown, case_picture, colours, overview_picture, worst_structures
+from medseg_se.reports.palette import colours
+from medseg_se.reports.pictures import Shown, case_picture, overview_picture, worst_structures
 from medseg_se.structures import IGNORE, Structures
 from medseg_se.volumes import Volume, reorient
 

@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from medseg_se.reports.curves import best_epoch, draw_curves, parts_of
 from medseg_se.reports.logs import RunLog, run_loggers
-from medseg_se.reports.pictures import colours
+from medseg_se.reports.palette import colours
 from medseg_se.reports.snapshots import Answered, Lie, Segmented, answered_picture, segmented_picture
 from medseg_se.reports.training import thin_out
 from medseg_se.structures import Structures

@@ -1,0 +1,152 @@
+"""The report in headless Chromium: it loads nothing, complains of nothing, draws, and does what its boxes say."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+from evaluation_maker import evaluated
+
+from medseg_se.reports.case_view import find_images
+from medseg_se.reports.evaluation_page import write_evaluation_report
+
+CHROMIUM = os.environ.get("MEDSEG_SE_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH; name one in MEDSEG_SE_CHROMIUM")
+
+# The page in a frame of a given width. What is asked of it is written down as JSON.
+HARNESS = """<!doctype html><body style="margin:0"><iframe id="frame" width="WIDTH" height="3000" style="border:0"
+srcdoc="PAGE"></iframe><pre id="out"></pre><script>
+const frame = document.getElementById("frame"), found = { errors: [] };
+const wait = (time) => new Promise((done) => setTimeout(done, time));
+const near = (wanted, pixel) => wanted.every((value, place) => Math.abs(value - pixel[place]) < 26);
+function colours(canvas, wanted) {
+  const gl = canvas.getContext("webgl2"), pixels = new Uint8Array(4 * gl.drawingBufferWidth * gl.drawingBufferHeight);
+  gl.readPixels(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
+  const counts = { drawn: 0, all: pixels.length / 4, ...Object.fromEntries(Object.keys(wanted).map((name) => [name, 0])) };
+  for (let place = 0; place < pixels.length; place += 4) {
+    const pixel = pixels.slice(place, place + 3);
+    if (Math.max(...pixel) > 20) counts.drawn++;
+    for (const [name, colour] of Object.entries(wanted)) if (near(colour, pixel)) counts[name]++;
+  }
+  return counts;
+}
+async function ask() {
+  const view = frame.contentWindow, page = frame.contentDocument, viewer = page.getElementById("viewer");
+  view.addEventListener("error", (event) => found.errors.push(event.message));
+  for (let turn = 0; turn < 300 && !viewer.dataset.drawn; turn++) await wait(50);
+  await wait(300);
+  found.drawn = viewer.dataset.drawn;
+  found.status = viewer.querySelector("[data-part=status]").textContent;
+  found.here = viewer.querySelector("[data-part=here]").textContent;
+  found.width = [page.documentElement.scrollWidth, page.documentElement.clientWidth];
+  found.loaded = view.performance.getEntriesByType("resource").map((entry) => entry.name.slice(0, 60));
+  const click = (selector) => viewer.querySelector(selector).click();
+  const canvases = viewer.querySelectorAll("canvas");
+  const strength = viewer.querySelector("[data-part=strength]");
+  strength.value = 1;
+  strength.dispatchEvent(new view.Event("input", { bubbles: true }));
+  click("input[value=truth]");
+  found.truth = colours(canvases[0], COLOURS);
+  click("[data-structure='1']");
+  found.without = colours(canvases[0], COLOURS);
+  found.outlines = [1, 2].map((index) => view.getComputedStyle(page.querySelector(`.plane .o${index}`)).display);
+  click("[data-structure='1']");
+  found.again = colours(canvases[0], COLOURS);
+  click("input[value=differences]");
+  found.differences = colours(canvases[0], { missed: [86, 180, 233], extra: [230, 159, 0] });
+  click("[data-turn='180,90']");
+  found.turned = colours(canvases[0], { missed: [86, 180, 233], extra: [230, 159, 0] });
+  click("input[value=both]");
+  await wait(1500);
+  click("input[value=turn]");
+  found.both = [...canvases].map((canvas) => colours(canvas, COLOURS));
+  page.querySelector("[data-outline=truth]").click();
+  found.dotted = view.getComputedStyle(page.querySelector(".plane .t")).display;
+  const table = page.querySelector("#table table"), head = table.querySelectorAll("th button")[1];
+  const order = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+  head.click();
+  found.rising = order();
+  head.click();
+  found.falling = order();
+  page.querySelector("[data-open='3']").click();
+  await wait(1500);
+  found.opened = viewer.dataset.drawn;
+}
+frame.addEventListener("load", () => ask().catch((error) => found.errors.push(String(error.stack))).finally(() => {
+  document.getElementById("out").textContent = JSON.stringify(found);
+}));
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    evaluation, _ = evaluated(folder)
+    write_evaluation_report(evaluation, folder / "report.html", find_images(evaluation))
+    return folder / "report.html"
+
+
+def browse(path, *arguments):
+    """Run Chromium without a network; returns its output and what the console said."""
+    options = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-gpu-sandbox"]
+    options += [
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+    ]
+    options += [f"--user-data-dir={path.parent / 'profile'}", "--virtual-time-budget=60000", "--window-size=1400,3200"]
+    command = [CHROMIUM, *options, *arguments, path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def asked(page, width):
+    """Return what the harness found out of the page in a frame of this width."""
+    first, second = re.findall(r'"rgb":\[(\d+,\d+,\d+)\]', page.read_text(encoding="utf-8"))[:2]
+    harness = HARNESS.replace("COLOURS", f"{{ first: [{first}], second: [{second}] }}").replace("WIDTH", str(width))
+    path = page.with_name(f"harness_{width}.html")
+    path.write_text(harness.replace("PAGE", html.escape(page.read_text(encoding="utf-8"))), encoding="utf-8")
+    text, console = browse(path, "--dump-dom")
+    found = json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', text, re.DOTALL)[1]))
+    assert found["errors"] == []
+    assert console == []
+    return found
+
+
+@pytest.mark.parametrize("width", [900, 390])
+def test_the_viewer_draws_and_obeys_without_a_network(page, width):
+    found = asked(page, width)
+    assert all(name.startswith(("data:", "blob:")) for name in found["loaded"])
+    assert found["width"][0] <= width  # only tables scroll sideways
+    assert found["drawn"].startswith("2 " + ("both" if width > 800 else "prediction"))  # the worst case that has a prediction
+    assert "case_1: Scan and structures in full, 1.00 × 1.00 × 2.00 mm" in found["status"]
+    assert found["here"].startswith("At the crosshair: truth ")
+    truth, without, again = found["truth"], found["without"], found["again"]
+    assert truth["drawn"] > 0.1 * truth["all"]
+    assert min(truth["first"], truth["second"]) > 200
+    assert without["first"] < 0.05 * truth["first"]
+    assert without["second"] > 0.8 * truth["second"]
+    assert again["first"] == pytest.approx(truth["first"], rel=0.05)
+    assert found["outlines"] == ["none", "inline"]
+    assert min(found["differences"]["missed"], found["differences"]["extra"]) > 50
+    assert found["turned"] != found["differences"]
+    assert all(pane["drawn"] > 0.02 * pane["all"] for pane in found["both"])
+    assert found["dotted"] == "none"
+    assert found["rising"] == ["case_2", "case_1", "case_0"]
+    assert found["falling"] == ["case_0", "case_1", "case_2"]
+    assert found["opened"].startswith("3 ")
+
+
+def test_on_paper_there_are_pictures_and_no_viewer(page, tmp_path):
+    path = tmp_path / "report.html"
+    shutil.copy(page, path)
+    browse(path, "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'report.pdf'}")
+    content = (tmp_path / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 12
