@@ -44,7 +44,7 @@ def compare(
     Args:
         runs: Folders, each as FOLDER, NAME=FOLDER or NAME=FOLDER,FOLDER; or one experiment, a YAML file or a shipped one.
         training: After `--`: further arguments of `medseg-se fit`, for every run of an experiment.
-        output: Folder for table.csv, comparison.json and the figures; of an experiment, for its runs too.
+        output: Folder for table.csv, comparison.json, report.html and the figures; of an experiment, for its runs too.
         truth: Folder of label maps, or a dataset, for folders that are not judged yet.
         reference: The run that the others are compared with; the first if not given.
         structures: JSON file or dataset that gives the label values, where the truth does not.
@@ -201,6 +201,7 @@ def _write(result: Comparison, output: Path | None) -> None:
     from rich.console import Console
 
     from medseg_se.evaluation.comparison_table import render
+    from medseg_se.reports.comparison_page import write_comparison_report
 
     console = Console(highlight=False)
     render(result, console)
@@ -208,7 +209,8 @@ def _write(result: Comparison, output: Path | None) -> None:
         return
     result.write_csv(output / "table.csv")
     result.write_json(output / "comparison.json")
-    written = ["table.csv", "comparison.json"]
+    write_comparison_report(result, output / "report.html")
+    written = ["table.csv", "comparison.json", "report.html"]
     if importlib.util.find_spec("matplotlib") is None:
         console.print(
             "Figures are left out: they need matplotlib, pip install 'medseg-se[report]'.", soft_wrap=True, markup=False

@@ -49,7 +49,7 @@ def verdict_of(contrast: Contrast, measure: Measure, structures: Sequence[str], 
 
 def number(value: float, measure: Measure) -> str:
     """Return a value of a measure as it is shown."""
-    return "–" if math.isnan(value) else f"{value:.{_decimals(measure)}f}{f' {measure.unit}' if measure.unit else ''}"
+    return "–" if math.isnan(value) else f"{value:.{decimals(measure)}f}{f' {measure.unit}' if measure.unit else ''}"
 
 
 def signed(value: float, measure: Measure) -> str:
@@ -97,5 +97,6 @@ def _counted(paired: Paired) -> str:
     return cases if paired.subjects == paired.n else f"{cases} of {paired.subjects} subjects"
 
 
-def _decimals(measure: Measure) -> int:
+def decimals(measure: Measure) -> int:
+    """Return how many decimals a value of a measure is shown with."""
     return 2 if measure.unit else 4

@@ -11,12 +11,13 @@ from medseg_se.evaluation.comparison import Comparison, Contrast, Outcome
 from medseg_se.evaluation.verdict import LEVEL, MEAN
 from medseg_se.files import atomic_write
 from medseg_se.optional import load_optional
+from medseg_se.reports.pareto import Candidate, pareto_front
 
 _INK, _FAINT, _EVIDENCE, _PLAIN = "#1b1f26", "#8a919c", "#d55e00", "#3f6fb0"
 _PANELS = 6  # of a forest, the mean over foreground among them
 _FORMATS = ("png", "svg")
 _NETWORKS = ("#3f6fb0", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_AXES = {
+COST_AXES: dict[str, tuple[str, float]] = {
     "flops": ("GFLOPs of a forward pass", 1e9),
     "parameters": ("parameters, thousands", 1e3),
     "step_seconds": ("training step, ms", 1e-3),
@@ -32,26 +33,35 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
         OutputError: A file could not be written.
     """
     written = _write(_forest(comparison), folder / "forest")
-    costs = [key for key in _AXES if all(key in outcome.cost for outcome in comparison.outcomes)]
+    costs = [key for key in COST_AXES if all(key in outcome.cost for outcome in comparison.outcomes)]
     if costs:
         written += _write(_pareto(comparison, costs), folder / "pareto")
     return written
 
 
-def pareto_front(points: Sequence[tuple[float, float]], better: str = "higher") -> list[int]:
-    """Return the places of those points (cost, value) that no other beats in one without being worse in the other."""
-    sign = {"higher": 1.0, "lower": -1.0}.get(better)
+def front_of(points: Sequence[tuple[float, float]], better: str) -> list[tuple[float, float]]:
+    """Return those points (cost, value) that no other beats in one without being worse in the other, by rising cost.
 
-    def good(value: float) -> float:
-        return -abs(value) if sign is None else sign * value
+    Args:
+        points: The points.
+        better: "higher", "lower", or "zero".
+    """
+    good = {"higher": lambda value: value, "lower": lambda value: -value, "zero": lambda value: -abs(value)}[better]
+    front = pareto_front([Candidate(str(place), cost, good(value)) for place, (cost, value) in enumerate(points)])
+    return [points[int(one.name)] for one in front]
 
-    def beaten(cost: float, value: float) -> bool:
-        return any(
-            other <= cost and good(its) >= good(value) and (other < cost or good(its) > good(value)) for other, its in points
-        )
 
-    front = [place for place, point in enumerate(points) if not math.isnan(point[1]) and not beaten(*point)]
-    return sorted(front, key=lambda place: points[place])
+def drawn_structures(comparison: Comparison) -> tuple[str, ...]:
+    """Return the structures that are drawn beside the mean over foreground: of many, those with the smallest p."""
+    names = comparison.structures
+    if len(names) < 2:
+        return ()
+
+    def smallest(name: str) -> float:
+        return min((p for one in comparison.contrasts if not math.isnan(p := one.p[name])), default=math.inf)
+
+    chosen = set(sorted(names, key=smallest)[: _PANELS - 1])
+    return tuple(name for name in names if name in chosen)
 
 
 def _figure(width: float, height: float) -> Any:
@@ -74,16 +84,7 @@ def _write(figure: Any, stem: Path) -> list[Path]:
 
 def _forest(comparison: Comparison) -> Any:
     """Return a panel for the mean over foreground and each structure: of many, those with the smallest p."""
-    contrasts = comparison.contrasts
-
-    def smallest(name: str) -> float:
-        return min((p for one in contrasts if not math.isnan(p := one.p[name])), default=math.inf)
-
-    chosen = comparison.structures
-    if len(chosen) >= _PANELS:
-        picked = set(sorted(chosen, key=smallest)[: _PANELS - 1])
-        chosen = tuple(name for name in chosen if name in picked)
-    panels = (MEAN, *(chosen if len(comparison.structures) > 1 else ()))
+    contrasts, panels = comparison.contrasts, (MEAN, *drawn_structures(comparison))
     figure = _figure(2.2 + 2.1 * len(panels), 1.6 + 0.3 * len(contrasts))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, name in zip(axes, panels, strict=True):
@@ -135,9 +136,9 @@ def _pareto(comparison: Comparison, costs: Sequence[str]) -> Any:
 
 
 def _points(axis: Any, comparison: Comparison, key: str) -> None:
-    title, scale = _AXES[key]
+    title, scale = COST_AXES[key]
     points = [(one.cost[key] / scale, one.values[MEAN].estimate) for one in comparison.outcomes]
-    front = [points[place] for place in pareto_front(points, str(comparison.measure.better))]
+    front = front_of(points, str(comparison.measure.better))
     axis.plot([cost for cost, _ in front], [value for _, value in front], color=_FAINT, linewidth=1, zorder=1)
     colours = _colours(comparison.outcomes)
     for outcome, (cost, value) in zip(comparison.outcomes, points, strict=True):
