@@ -125,7 +125,7 @@ def _effect(contrast: Contrast, name: str) -> Effect:
 def _paretos(comparison: Comparison, costs: list[str]) -> str:
     """Return a plot a cost; only where more is better, for the plot knows no other way."""
     if comparison.measure.better != "higher":
-        return f"<p>Drawn for measures of which more is better; {safe(comparison.measure.title)} is none. See the table of runs.</p>"
+        return f"<p>Of {safe(comparison.measure.title)} more is not better: see the table of runs.</p>"
     return "".join(
         pareto_plot(
             [

@@ -46,7 +46,8 @@ def test_folders_are_judged_and_compared(folders, call):
     assert liver["difference"] == pytest.approx(expected)
     assert liver["permutation_p"] == 2 / 2**6
     assert content["contrasts"][0]["p"]["liver"] == pytest.approx(2 * 2 / 2**6)
-    assert {path.name for path in Path("out").iterdir()} == {"table.csv", "comparison.json", "report.html", "forest.png", "forest.svg"}
+    made = {"table.csv", "comparison.json", "report.html", "forest.png", "forest.svg"}
+    assert {path.name for path in Path("out").iterdir()} == made
     assert Path("a/evaluation.json").is_file()
 
 
