@@ -15,15 +15,16 @@ from medseg_se.evaluation.statistics.paired import Paired
 from medseg_se.evaluation.verdict import LEVEL, MEAN, number, p_value, signed
 
 _MOST_ROWS = 120  # of the table by structure; all rows are in table.csv
-_COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
+COST_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", lambda value: f"{value:,.0f}"),
     "flops": ("GFLOPs", lambda value: f"{value / 1e9:.3g}"),
-    "memory": ("MB", lambda value: f"{value / 1e6:,.0f}"),
+    "memory": ("memory, MB", lambda value: f"{value / 1e6:,.0f}"),
     "step_seconds": ("step, ms", lambda value: f"{value * 1e3:.3g}"),
     "steps": ("steps", lambda value: f"{value:,.0f}"),
     "train_seconds": ("training, s", lambda value: f"{value:,.0f}"),
     "predict_seconds": ("a case, s", lambda value: f"{value:.2g}"),
 }
+"""What each cost is called in tables, and how it is shown."""
 _DOUBT = ("difference", "interval", "p", "w/t/l")
 
 
@@ -59,10 +60,10 @@ def _whole(comparison: Comparison) -> Table:
 
 def _costs(comparison: Comparison) -> Table:
     """Return a row a run with what it costs."""
-    shown = [key for key in _COSTS if any(key in one.cost for one in comparison.outcomes)]
-    table = _table("Cost", ("run",), [_COSTS[key][0] for key in shown])
+    shown = [key for key in COST_COLUMNS if any(key in one.cost for one in comparison.outcomes)]
+    table = _table("Cost", ("run",), [COST_COLUMNS[key][0] for key in shown])
     for outcome in comparison.outcomes:
-        costs = [_COSTS[key][1](outcome.cost[key]) if key in outcome.cost else "–" for key in shown]
+        costs = [COST_COLUMNS[key][1](outcome.cost[key]) if key in outcome.cost else "–" for key in shown]
         table.add_row(Text(outcome.name), *costs, style="bold" if outcome.reference is None else "")
     return table
 

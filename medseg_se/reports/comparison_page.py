@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from medseg_se.evaluation.comparison import COSTS, Comparison, Contrast
+from medseg_se.evaluation.comparison_table import COST_COLUMNS
 from medseg_se.evaluation.verdict import MEAN, decimals, p_value
 from medseg_se.files import write_text
 from medseg_se.reports.comparison_figures import COST_AXES, drawn_structures
@@ -59,15 +60,18 @@ def _measured(comparison: Comparison) -> str:
 
 def _runs(comparison: Comparison) -> str:
     """Return a table with a row a run."""
-    known = [key for key in COSTS if any(key in one.cost for one in comparison.outcomes)]
+    known = [key for key in COST_COLUMNS if any(key in one.cost for one in comparison.outcomes)]
     contrasts, digits = {one.name: one for one in comparison.contrasts}, decimals(comparison.measure)
     columns = [Column("run", "text"), Column("trainings"), Column(_measured(comparison)), *_DOUBT]
-    columns += [Column(key.replace("_", " "), note=COSTS[key]) for key in known]
+    columns += [Column(COST_COLUMNS[key][0], note=COSTS[key]) for key in known]
     rows = []
     for outcome in comparison.outcomes:
         value, contrast = outcome.values[MEAN], contrasts.get(outcome.name)
         sure = _doubt(contrast, MEAN, digits) if contrast else [Cell.text("reference"), *[Cell("")] * (len(_DOUBT) - 1)]
-        costs = [_amount(outcome.cost.get(key, math.nan)) for key in known]
+        costs = [
+            Cell(COST_COLUMNS[key][1](outcome.cost[key]), outcome.cost[key]) if key in outcome.cost else Cell("–")
+            for key in known
+        ]
         trainings = Cell(str(len(outcome.repeats)), float(len(outcome.repeats)))
         rows.append([Cell.text(outcome.name), trainings, Cell.of(value.estimate, digits), *sure, *costs])
     return sortable_table(columns, rows, f"{MEAN}, and costs; p-values are corrected")
@@ -93,10 +97,6 @@ def _doubt(contrast: Contrast, name: str, digits: int) -> list[Cell]:
         Cell.of(paired.effect_size, 2),
         *(Cell(str(count), float(count)) for count in (paired.wins, paired.ties, paired.losses)),
     ]
-
-
-def _amount(value: float) -> Cell:
-    return Cell("–" if math.isnan(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}", value)
 
 
 def _forests(comparison: Comparison) -> str:
