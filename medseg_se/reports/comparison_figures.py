@@ -46,8 +46,9 @@ def front_of(points: Sequence[tuple[float, float]], better: str) -> list[tuple[f
         points: The points.
         better: "higher", "lower", or "zero".
     """
-    good = {"higher": lambda value: value, "lower": lambda value: -value, "zero": lambda value: -abs(value)}[better]
-    front = pareto_front([Candidate(str(place), cost, good(value)) for place, (cost, value) in enumerate(points)])
+    scores = [-abs(value) if better == "zero" else -value if better == "lower" else value for _, value in points]
+    costs = [cost for cost, _ in points]
+    front = pareto_front([Candidate(str(place), *pair) for place, pair in enumerate(zip(costs, scores, strict=True))])
     return [points[int(one.name)] for one in front]
 
 
