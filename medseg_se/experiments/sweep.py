@@ -66,7 +66,7 @@ def fan_out(sweep: Sweep, output: Path, tasks: Sequence[Task]) -> None:
     load_optional("optuna")
     submitit = load_optional("submitit")
     study = f"sweep-{time.time_ns()}"
-    executor = submitit.AutoExecutor(folder=output / "sweep" / "%j", cluster=sweep.executor)
+    executor = submitit.AutoExecutor(folder=output / "sweep", cluster=sweep.executor)
     try:
         executor.update_parameters(name="medseg-se", **{"timeout_min": 24 * 60, **sweep.parameters})
     except (NameError, TypeError, ValueError) as error:

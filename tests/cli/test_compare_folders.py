@@ -103,6 +103,7 @@ def test_only_common_cases_are_compared(folders, call):
         (["a", "b", "--truth", "truth", "--reference", "c"], "Unknown reference 'c'. Valid names: a, b"),
         (["a", "b", "--truth", "truth", "--measure", "dicce"], "Unknown measure to compare 'dicce'. Did you mean 'dice'"),
         (["a", "b", "--truth", "truth", "--data", "x"], "`data` is for a comparison of an experiment, but folders are given"),
+        (["a", "b", "--truth", "truth", "--jobs", "2"], "`jobs` is for a comparison of an experiment"),
         (["x=a", "x=b", "--truth", "truth"], "two are called x"),
         (["hippocampus_attentoin"], "Did you mean 'experiments/hippocampus_attention'"),
         (["hippocampus_attention"], "Expected `output`, a folder for the experiment"),
