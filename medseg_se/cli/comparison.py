@@ -56,8 +56,15 @@ def compare(
 
     experiment = _experiment(runs)
     folders_only = {"truth": truth, "reference": reference, "structures": structures}
-    experiments_only = {"data": data, "devices": devices, "executor": executor, "cluster": cluster, "--": training or None}
-    experiments_only |= {"jobs": jobs if jobs > 1 else None, "workers": workers if workers > 1 else None}
+    experiments_only: dict[str, object] = {
+        "data": data,
+        "devices": devices,
+        "executor": executor,
+        "cluster": cluster,
+        "--": training or None,
+        "jobs": jobs if jobs > 1 else None,
+        "workers": workers if workers > 1 else None,
+    }
     wrong = [name for name, value in (folders_only if experiment else experiments_only).items() if value is not None]
     if wrong:
         kind = "folders, but an experiment is given" if experiment else "an experiment, but folders are given"
