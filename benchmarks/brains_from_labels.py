@@ -6,7 +6,7 @@ Makes two datasets, and prints the commands that train and judge on them:
   seeds): T1-like and of random contrast, skull-stripped and with a head around, each with its label map.
 
 With --cross, as `medseg-se compare experiments/brain_labels_2d_attention` needs them: OUTPUT/training keeps all label maps, and
-OUTPUT/test has T1-like scans of each of them, whose group is the map: a fold is judged on scans of the maps that it left out.
+OUTPUT/test has T1-like, skull-stripped scans of each of them, whose group is the map: folds are judged on maps they left out.
 
 LABEL_MAPS is a folder of label maps with a labels.json that names the structures. Values that it does not name are background.
 """
@@ -56,7 +56,7 @@ def main() -> None:
     write_json(training / "dataset.json", {**description, "training": kept, "numTraining": len(kept)})
     cases = []
     for place, case in enumerate(held_out):
-        for look, (contrast, head) in enumerate(LOOKS[:2] if arguments.cross else LOOKS):
+        for look, (contrast, head) in enumerate(LOOKS[:1] if arguments.cross else LOOKS):
             for number in range(arguments.scans):
                 seed = (SEED, place, look, number)
                 cases.append(write_scan(case, datalist.structures, test, contrast, head, seed, f"{number}", arguments.spacing))
