@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from json import dumps as dump_json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from medseg_se.cli.attention import cost, inspect
 from medseg_se.cli.comparison import compare
@@ -32,9 +31,6 @@ __all__ = [
     "predict",
     "report",
 ]
-
-if TYPE_CHECKING:
-    from medseg_se.evaluation.result import Evaluation
 
 
 def check(data: str, *, json: bool = False, workers: int | None = None) -> int:
@@ -119,6 +115,7 @@ def evaluate(
         resample: Resample a prediction on another grid to that of the truth, by nearest voxel; otherwise it is a failure.
         workers: Cases judged at the same time.
     """
+    from medseg_se.cli.results import show_evaluation
     from medseg_se.data.datalist import read_structures
     from medseg_se.evaluation.criteria import read_tolerance
     from medseg_se.evaluation.evaluate import evaluate as judge
@@ -136,22 +133,6 @@ def evaluate(
     )
     show_evaluation(result, Path(output or predictions))
     return 1 if result.failed else 0
-
-
-def show_evaluation(result: Evaluation, output: Path) -> None:
-    """Write evaluation.csv and evaluation.json to `output` and print the table."""
-    from rich.console import Console
-
-    result.write_csv(output / "evaluation.csv")
-    result.write_json(output / "evaluation.json")
-    console = Console()
-    result.render(console)
-    console.print(
-        f"Written to {output / 'evaluation.csv'} and {output / 'evaluation.json'}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
 
 
 def configs(name: str | None = None) -> int:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from medseg_se.cli import commands, train
 from medseg_se.cli.recipes import recipe_path
+from medseg_se.cli.results import show_evaluation
 from medseg_se.data.datalist import Datalist, read_datalist
 from medseg_se.data.phantom import write_phantoms
 from medseg_se.errors import UsageError
@@ -61,7 +62,7 @@ def run_demo(output: Path, cases: int, minutes: float) -> int:
 
     _headline(console, 5, "medseg-se evaluate: against the truth")
     result = evaluate(output / "predictions", output / "data")
-    commands.show_evaluation(result, output / "predictions")
+    show_evaluation(result, output / "predictions")
 
     _headline(console, 6, f"Pictures ({output / 'pictures'})")
     write_pictures(datalist, result, output)
