@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medseg_se.reports.page import safe
+from medseg_se.reports.page import number, safe
 from medseg_se.reports.plots import diamond
 from medseg_se.reports.tables import Scale, axis_strip, strip
 
@@ -71,5 +71,5 @@ def _words(effect: Effect, digits: int) -> str:
 
 def signed(value: float, digits: int = 3) -> str:
     """Return a difference with its sign; one that rounds to nothing has none."""
-    text = f"{value:+.{digits}f}"
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+    text = number(value, digits)
+    return f"+{text}" if value > 0 and float(text) else text

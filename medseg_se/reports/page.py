@@ -109,4 +109,7 @@ def number(value: float, digits: int = 3) -> str:
     """Return a number with a fixed count of decimals, or a dash where there is none."""
     if math.isinf(value):
         return "∞"
-    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+    if math.isnan(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")

@@ -27,7 +27,8 @@ _DIFFERENCES = (
 )
 _SHOW = {"prediction": "Prediction", "truth": "Truth", "both": "Side by side", "differences": "Differences"}
 _LAYOUT = {"planes": "Planes and 3-D", "turn": "3-D alone"}
-_TURNS = {"front": "180,0", "right": "90,0", "left": "270,0", "back": "0,0", "above": "180,90"}
+# What is looked at → azimuth and elevation. From the feet, the patient lies as in an axial plane.
+_TURNS = {"front": "180,0", "right": "270,0", "left": "90,0", "back": "0,0", "head": "180,90", "feet": "180,-90"}
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ def viewer(cases: Sequence[Turnable], structures: Sequence[tuple[str, Colour]]) 
 <div class="controls"><label>Case <select data-part="case">{options}</select></label>{_choice("show", "Show", _SHOW)}
 {_choice("layout", "View", _LAYOUT)}</div>
 <div class="views">{figure}{figure.replace("<figure>", "<figure hidden>")}</div>
-<div class="controls"><span>Turn to {turns}</span>
+<div class="controls"><span>Look from {turns}</span>
 <label>Scan <input data-part="opacity" type="range" min="0" max="1" step="0.05" value="0.6"></label>
 <label>Structures <input data-part="strength" type="range" min="0" max="1" step="0.05" value="0.7"></label>
-<label>Cut away <input data-part="cut" type="range" min="0" max="1" step="0.02" value="0"></label></div>
+<label>Cut the scan <input data-part="cut" type="range" min="0" max="1" step="0.02" value="0"></label></div>
 <ul class="legend" data-part="differences" hidden>{found}</ul>
 <p data-part="here"></p><p class="faint" data-part="status" role="status"></p>
 <fieldset class="structures"><legend>Structures <button type="button" data-all="on">all</button>

@@ -119,7 +119,7 @@ def test_a_table_says_what_it_is_sorted_by():
 
 
 def test_numbers_have_dashes_and_true_minus_signs():
-    assert [number(value, 2) for value in (-1.5, math.nan, math.inf)] == ["−1.50", "–", "∞"]
+    assert [number(value, 2) for value in (-1.5, -0.001, math.nan, math.inf)] == ["−1.50", "0.00", "–", "∞"]
 
 
 def test_nothing_in_a_script_ends_it():

@@ -37,7 +37,7 @@
     const nv = new niivue.Niivue({
       isRadiologicalConvention: true, sagittalNoseLeft: true, isOrientCube: true, dragAndDropEnabled: false, show3Dcrosshair: true,
       scrollRequiresFocus: true, multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS, crosshairWidth: 0.4, crosshairWidthUnit: "percent", showAllOrientationMarkers: true, logLevel: "error",
-      crosshairColor: [1, 0.8, 0.2, 0.9], fontColor: [1, 1, 1, 1], isNearestInterpolation: false, loadingText: "",
+      crosshairColor: [1, 0.8, 0.2, 0.9], fontColor: [1, 1, 1, 1], isNearestInterpolation: false, loadingText: "", clipPlaneColor: [0, 0, 0, 0],
     });
     await nv.attachToCanvas(canvas, false);
     nv.onLocationChange = ({ vox }) => describe(vox);
