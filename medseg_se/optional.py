@@ -19,8 +19,10 @@ EXTRA_OF = {
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "openvino": "cpu",
+    "optuna": "sweep",
     "pydicom": "dicom",
     "ray": "ray",
+    "submitit": "sweep",
 }
 
 

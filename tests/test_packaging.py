@@ -91,7 +91,9 @@ def test_the_wheel_says_what_it_is(wheel):
 
 def test_the_installed_package_lists_and_prints_its_recipes(outside):
     listed = [line.split()[0] for line in outside("-m", "medseg_se", "configs").splitlines()]
-    assert listed == sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+    experiments = sorted(path.stem for path in (ROOT / "configs" / "experiments").glob("*.yaml"))
+    recipes = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+    assert listed == [*recipes, *(f"experiments/{name}" for name in experiments)]
     printed = outside("-m", "medseg_se", "configs", listed[0])
     assert printed == (ROOT / "configs" / f"{listed[0]}.yaml").read_text(encoding="utf-8")
 

@@ -21,7 +21,6 @@ from medseg_se.networks import build_network
 from medseg_se.networks.placement import PLACES
 
 Precision = Literal["fp32", "bf16"]
-_IN_CHANNELS, _CLASSES = 1, 2
 _WHOLE = ""
 """The name of the network itself among its modules, as in torch."""
 
@@ -58,27 +57,66 @@ def measure_cost(
     Raises:
         UsageError: A name, an option or a number that makes no sense, or more memory needed than there is.
     """
+    variants = {name: {**(options or {}), "attention": name} for name in dict.fromkeys(("none", *attention))}
+    report = measure_variants(network, variants, spatial_dims, size, 1, 2, batch, device, precision, repeats, True, progress)
+    return CostReport({**report.setting, "options": dict(options or {})}, report.variants)
+
+
+def measure_variants(
+    network: str,
+    variants: Mapping[str, Mapping[str, Any]],
+    spatial_dims: int,
+    size: Sequence[int],
+    in_channels: int,
+    num_classes: int,
+    batch: int = 1,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    repeats: int = 10,
+    blocks: bool = True,
+    progress: bool = False,
+) -> CostReport:
+    """Measure what variants of a network cost, in turns.
+
+    What goes wrong with any but the first while it runs is reported beside the numbers of the others.
+
+    Args:
+        network: Name of the network.
+        variants: Name → options of the network; the first is the one without attention.
+        spatial_dims: 2 or 3.
+        size: Voxels of the input along each axis.
+        in_channels: Channels of the input.
+        num_classes: Classes of the output.
+        batch: Scans at once.
+        device: As for `measure_cost`, like the following.
+        precision: What is measured under autocast.
+        repeats: How often each time is measured.
+        blocks: Whether each block of attention is also measured by itself.
+        progress: Show a bar on stderr.
+
+    Raises:
+        UsageError: A name, an option or a number that makes no sense, or more memory needed than there is.
+    """
     if len(size) != spatial_dims or min(size) < 1:
         raise UsageError(f"Expected `size` to be {spatial_dims} numbers of at least 1, but got {list(size)}.")
     for name, number in (("batch", batch), ("repeats", repeats)):
         if number < 1:
             raise UsageError(f"Expected `{name}` to be at least 1, but got {number}.")
-    bench = _Bench((batch, _IN_CHANNELS, *size), best_device(device), precision)
-    variants = _build_all(network, attention, spatial_dims, options or {})
-    plain, *others = variants
+    bench = _Bench((batch, in_channels, *size), best_device(device), precision)
+    built = _build_all(network, variants, (in_channels, num_classes, spatial_dims), blocks)
+    plain, *others = built
     bench.take(plain)
     for variant in others:
         try:
             bench.take(variant)
         except Exception as error:
             variant.failure = _one_line(error)
-    _time(variants, bench, repeats, progress)
+    _time(built, bench, repeats, progress)
     setting = {
         "network": network,
         "spatial_dims": spatial_dims,
-        "options": dict(options or {}),
-        "in_channels": _IN_CHANNELS,
-        "num_classes": _CLASSES,
+        "in_channels": in_channels,
+        "num_classes": num_classes,
         "size": list(size),
         "batch": batch,
         "precision": precision,
@@ -87,15 +125,14 @@ def measure_cost(
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }
-    return CostReport(setting, tuple(variant.cost(plain.counted) for variant in variants))
+    return CostReport(setting, tuple(variant.cost(plain.counted) for variant in built))
 
 
 class _Variant:
     """A network with one attention, and what is known of its cost so far."""
 
-    def __init__(self, attention: str, build: Callable[[], nn.Module], skeleton: nn.Module, plain: nn.Module) -> None:
-        self.attention, self.build, self.skeleton = attention, build, skeleton
-        self.block_names = insertion_points(skeleton, plain)
+    def __init__(self, name: str, build: Callable[[], nn.Module], skeleton: nn.Module, block_names: Sequence[str]) -> None:
+        self.attention, self.build, self.skeleton, self.block_names = name, build, skeleton, block_names
         self.counted: Count | None = None
         self.runs: dict[tuple[str, bool], _Run] = {}
         self.memory: dict[str, int] = {}
@@ -119,16 +156,18 @@ class _Variant:
         return Cost(counted.parameters, counted.work, self.memory.get(name), *times)
 
 
-def _build_all(network: str, attention: Sequence[str], spatial_dims: int, options: Mapping[str, Any]) -> list[_Variant]:
+def _build_all(
+    network: str, variants: Mapping[str, Mapping[str, Any]], sizes: tuple[int, int, int], blocks: bool
+) -> list[_Variant]:
     """Build all networks on the meta device, so that a wrong name is known before anything is measured."""
-    variants, plain = [], None
-    for name in dict.fromkeys(("none", *attention)):
-        build = partial(build_network, network, _IN_CHANNELS, _CLASSES, spatial_dims, attention=name, **options)
+    built, plain = [], None
+    for name, options in variants.items():
+        build = partial(build_network, network, *sizes, **options)
         with torch.device("meta"):
             skeleton = build()
         plain = plain or skeleton
-        variants.append(_Variant(name, build, skeleton, plain))
-    return variants
+        built.append(_Variant(name, build, skeleton, insertion_points(skeleton, plain) if blocks else ()))
+    return built
 
 
 class _Bench:
@@ -216,7 +255,7 @@ def _time(variants: Sequence[_Variant], bench: _Bench, repeats: int, progress: b
     keys = [(name, key) for name, variant in sound.items() for key in variant.runs]
 
     def failed(key: tuple[str, tuple[str, bool]], error: Exception) -> None:
-        if key[0] == "none":
+        if key[0] == variants[0].attention:
             raise error
         sound[key[0]].failure = _one_line(error)
 

@@ -9,13 +9,28 @@ from json import dumps as dump_json
 from pathlib import Path
 
 from medseg_se.cli.attention import cost, inspect
+from medseg_se.cli.comparison import compare
 from medseg_se.cli.export import export
 from medseg_se.cli.networks import networks
 from medseg_se.cli.planning import plan
 from medseg_se.cli.prediction import predict
 from medseg_se.cli.reporting import report
 
-__all__ = ["check", "configs", "cost", "cv", "demo", "evaluate", "export", "inspect", "networks", "plan", "predict", "report"]
+__all__ = [
+    "check",
+    "compare",
+    "configs",
+    "cost",
+    "cv",
+    "demo",
+    "evaluate",
+    "export",
+    "inspect",
+    "networks",
+    "plan",
+    "predict",
+    "report",
+]
 
 
 def check(data: str, *, json: bool = False, workers: int | None = None) -> int:
@@ -121,19 +136,20 @@ def evaluate(
 
 
 def configs(name: str | None = None) -> int:
-    """List the shipped recipes, or print one.
+    """List the shipped recipes and experiments, or print one.
 
     Args:
-        name: The recipe to print.
+        name: The recipe or experiment to print.
     """
-    from medseg_se.cli.recipes import recipe_names, recipe_path, recipe_summary
+    from medseg_se.cli.recipes import shipped, shipped_path, summary
 
     if name:
-        print(recipe_path(name).read_text(encoding="utf-8"), end="")
+        print(shipped_path(name).read_text(encoding="utf-8"), end="")
         return 0
-    width = max(map(len, recipe_names()))
-    for recipe in recipe_names():
-        print(f"{recipe:<{width}}  {recipe_summary(recipe)}")
+    names = shipped()
+    width = max(map(len, names))
+    for one in names:
+        print(f"{one:<{width}}  {summary(shipped_path(one))}")
     return 0
 
 

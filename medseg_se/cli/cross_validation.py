@@ -89,7 +89,7 @@ def run_cross_validation(
 ) -> int:
     """Train, judge and keep every fold as `medseg-se cv` says; returns the exit code."""
     quieten()
-    places, device = _places(devices, jobs)
+    places, device = places_for(devices, jobs)
     checked = _check(configs, training, source)
     data = cast(SegmentationData, checked.datamodule)
     plan = _plan(checked, data, folds, output)
@@ -149,8 +149,12 @@ def _plan(checked: CheckedTraining, data: SegmentationData, folds: int | None, o
     return Plan(checked.settings, data.datalist, tuple(split), output)
 
 
-def _places(devices: str | None, jobs: int) -> tuple[list[dict[str, str]], str]:
-    """Return the environment of every fold that may run at the same time, and the device that predicts."""
+def places_for(devices: str | None, jobs: int) -> tuple[list[dict[str, str]], str]:
+    """Return the environment of every training that may run at the same time, and the device that predicts.
+
+    Raises:
+        UsageError: Devices that are not there, or numbers that make no sense.
+    """
     if jobs < 1:
         raise UsageError(f"Expected `jobs` to be at least 1, but got {jobs}.")
     if devices is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 
 from medseg_se.data.datalist import Case, Datalist, read_json
 from medseg_se.errors import UsageError
+from medseg_se.experiments.folder import differences
 from medseg_se.files import write_json, write_text
 
 FORMAT = 1
@@ -71,7 +72,7 @@ class Plan:
         """
         config, folds = self.output / "config.yaml", self.output / "folds.json"
         if config.is_file() and folds.is_file():
-            other = sorted(_differences(yaml.safe_load(config.read_text(encoding="utf-8")), self.settings))
+            other = sorted(differences(yaml.safe_load(config.read_text(encoding="utf-8")), self.settings))
             if other:
                 raise UsageError(
                     f"{self.output} holds a cross-validation with other settings: {', '.join(other)}. Give those again to go "
@@ -87,12 +88,3 @@ class Plan:
             raise UsageError(f"{self.output} holds folders of folds, but not what they are of. Choose another folder.")
         write_text(config, self.config)
         write_json(folds, {"format": FORMAT, "digest": self.digest, "folds": self.names})
-
-
-def _differences(one: Any, other: Any, key: str = "") -> Iterator[str]:
-    """Yield the dotted keys in which two configs differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in {**one, **other}:
-            yield from _differences(one.get(name), other.get(name), f"{key}.{name}" if key else str(name))
-    elif one != other:
-        yield key.replace(".init_args", "")

@@ -23,12 +23,13 @@ COMMANDS = {
     "cv": "train every fold, judge all cases, and keep the folds as one model",
     "predict": "segment scans with one checkpoint or several",
     "evaluate": "overlap and surface distances of predictions against the truth",
+    "compare": "tell whether runs differ, or run a whole experiment and tell",
     "report": "show an evaluation on one HTML page, with a 3-D viewer",
     "export": "write a model in a form that other programs read",
     "inspect": "see what attention does inside a network on one scan",
     "cost": "measure what attention costs: parameters, operations, memory and time",
     "networks": "list the networks, or explain one",
-    "configs": "list the shipped recipes, or print one",
+    "configs": "list the shipped recipes and experiments, or print one",
     "demo": "from phantoms to pictures in a few minutes, offline",
 }
 

@@ -1,4 +1,4 @@
-"""The recipes that ship with the package."""
+"""The recipes and experiments that ship with the package."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ from pathlib import Path
 
 from medseg_se.errors import unknown_name
 
+EXPERIMENTS = "experiments/"
+
 
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes."""
-    folder = files("medseg_se.configs")
-    return sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return _stems(_folder())
+
+
+def experiment_names() -> list[str]:
+    """Return the names of the shipped experiments, such as experiments/hippocampus_attention."""
+    return [EXPERIMENTS + stem for stem in _stems(_folder() / EXPERIMENTS)]
+
+
+def shipped() -> list[str]:
+    """Return the names of all that ships: first the recipes, then the experiments."""
+    return [*recipe_names(), *experiment_names()]
 
 
 def recipe_path(name: str) -> Path:
@@ -20,13 +31,47 @@ def recipe_path(name: str) -> Path:
     Raises:
         UsageError: There is no such recipe.
     """
-    stem = name[: -len(".yaml")] if name.endswith(".yaml") else name
-    if stem not in recipe_names():
-        raise unknown_name("recipe", name, recipe_names())
-    return Path(str(files("medseg_se.configs") / f"{stem}.yaml"))
+    return _path("recipe", name, recipe_names())
+
+
+def experiment_path(name: str) -> Path:
+    """Return the file of the experiment called `name`, with or without the folder.
+
+    Raises:
+        UsageError: There is no such experiment.
+    """
+    return _path("experiment or folder", name if name.startswith(EXPERIMENTS) else EXPERIMENTS + name, experiment_names())
+
+
+def shipped_path(name: str) -> Path:
+    """Return the file of the recipe or experiment called `name`.
+
+    Raises:
+        UsageError: There is neither.
+    """
+    return _path("recipe", name, shipped())
 
 
 def recipe_summary(name: str) -> str:
     """Return the first comment line of a recipe, which says what it is for."""
-    first = recipe_path(name).read_text(encoding="utf-8").splitlines()[0]
-    return first.lstrip("# ").strip()
+    return summary(recipe_path(name))
+
+
+def summary(path: Path) -> str:
+    """Return the first comment line of a YAML file."""
+    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").strip()
+
+
+def _folder() -> Path:
+    return Path(str(files("medseg_se.configs")))
+
+
+def _stems(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def _path(kind: str, name: str, names: list[str]) -> Path:
+    stem = name.removesuffix(".yaml")
+    if stem not in names:
+        raise unknown_name(kind, name, names)
+    return _folder() / f"{stem}.yaml"

@@ -314,11 +314,12 @@ def test_evaluate_names_what_is_not_there(capsys, dataset, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------- configs
 
 
-def test_configs_lists_every_recipe_with_what_it_is_for(capsys):
+def test_configs_lists_every_recipe_and_experiment_with_what_it_is_for(capsys):
     assert run("configs") == 0
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert listed
-    assert list(listed) == sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    recipes = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    assert list(listed) == [*recipes, *sorted(f"experiments/{path.stem}" for path in (RECIPES / "experiments").glob("*.yaml"))]
     for name, summary in listed.items():
         assert (RECIPES / f"{name}.yaml").read_text().startswith(f"# {summary}\n")
 

@@ -110,7 +110,7 @@ def test_it_runs_as_a_module(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predit"], "Unknown command 'predit'. Did you mean 'predict'? Valid names: check, configs, "),
+        (["predit"], "Unknown command 'predit'. Did you mean 'predict'? Valid names: check, compare, configs, "),
         (["xyz"], "Unknown command 'xyz'. Valid names: "),
         (["predict", "m.ckpt", "scan.nii", "--ouput", "x"], "Unknown key 'ouput'. Did you mean '--output'?"),
         (["predict", "m.ckpt", "scan.nii", "--dryrun"], "Unknown key 'dryrun'. Did you mean '--dry_run'?"),
