@@ -46,7 +46,7 @@ def sums_as_convolutions() -> Iterator[None]:
 
 def sums_are_convolutions() -> bool:
     """Tell whether operations are being recorded inside `sums_as_convolutions`."""
-    return _SUMS_ARE_CONVOLUTIONS.get() and is_exported()
+    return is_exported() and _SUMS_ARE_CONVOLUTIONS.get()
 
 
 def fast_layout(x: Tensor) -> Tensor:
