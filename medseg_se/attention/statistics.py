@@ -163,7 +163,7 @@ def _average(a: Tensor, tile: Tile, shape: torch.Size, grid: Sequence[int]) -> T
 def _total(a: Tensor, axes: Sequence[int]) -> Tensor:
     """Return the sums over whole spatial axes, which keep the length 1."""
     if not sums_are_convolutions() or len(axes) == a.ndim - 2:
-        return a.sum(axes, keepdim=True)
+        return a.sum(list(axes), keepdim=True)
     convolve = F.conv2d if a.ndim == 4 else F.conv3d
     for axis in axes:
         kernel = [a.shape[other] if other == axis else 1 for other in range(2, a.ndim)]

@@ -118,10 +118,10 @@ def logit_slabs(
     for corners, finished in zip(sweep.batches, sweep.finished, strict=True):
         boxes = [tuple(slice(s, s + n) for s, n in zip(corner, tile, strict=True)) for corner in corners]
         answers = ask([image[(slice(None), *box)] for box in boxes], corners)
-        for corner, box, answer in zip(corners, boxes, answers, strict=True):
-            part = answer.permute(axis + 1, *(other + 1 for other in others), 0)
-            if ring is None:
-                ring = _empty_ring(part, (sweep.depth, *area), kind)
+        parts = [answer.permute(axis + 1, *(other + 1 for other in others), 0) for answer in answers]
+        if ring is None:
+            ring = _empty_ring(parts[0], (sweep.depth, *area), kind)
+        for corner, box, part in zip(corners, boxes, parts, strict=True):
             part = part.flip(0) if reverse else part
             _add(ring, norm, part, weights, sweep.place(corner, length), tuple(box[other] for other in others))
         for places in _runs(done, finished, sweep.depth):
