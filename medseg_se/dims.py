@@ -90,6 +90,11 @@ def overlapping_transposed_conv(spatial_dims: int, in_channels: int, out_channel
     return cast(nn.Module, layer(in_channels, out_channels, kernel, strides, padding))
 
 
+def convolved(x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """Return the convolution of a map (N, C, *spatial) with kernels (out, C / groups, *kernel), without padding."""
+    return (F.conv2d if x.ndim == 4 else F.conv3d)(x, weight, groups=groups)
+
+
 def resized(x: Tensor, shape: Sequence[int], mode: Literal["linear", "nearest"] = "linear") -> Tensor:
     """Interpolate a map (N, C, *spatial) to another spatial `shape`, of the same extent in space."""
     if x.shape[2:] == torch.Size(shape):

@@ -48,6 +48,13 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UsageError:
     return UsageError(f"Unknown {kind} {name!r}.{hint} Valid names: {', '.join(names)}.")
 
 
+def some_of(names: Iterable[str], most: int = 3) -> str:
+    """Return names for a message: the first ones, and how many more there are; "none" if there is none."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more if listed else "none"
+
+
 def describe_os_error(path: Path | str, error: OSError) -> OutputError:
     """Turn a failed write to `path` into one line that names the file, the cause and the remedy."""
     if error.errno == errno.ENOSPC:

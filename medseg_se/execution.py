@@ -18,8 +18,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 def is_recorded(x: Tensor) -> bool:
     """Tell whether operations are being recorded, transformed or only counted rather than run."""
     transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return torch.compiler.is_compiling() or tracing or x.is_meta or transformed()
+    return torch.compiler.is_compiling() or is_exported() or x.is_meta or transformed()
 
 
 def is_exported() -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from medseg_se.attention.tiles import compute_type, full_precision
+from medseg_se.dims import convolved
 from medseg_se.execution import is_exported
 
 
@@ -24,8 +24,7 @@ def mixed_channels(weight: Tensor, a: Tensor) -> Tensor:
     with a convolution.
     """
     if is_exported():
-        convolve = F.conv2d if a.ndim == 4 else F.conv3d
-        return convolve(a, weight.reshape(*weight.shape, *[1] * (a.ndim - 2)))
+        return convolved(a, weight.reshape(*weight.shape, *[1] * (a.ndim - 2)))
     return (weight @ a.flatten(2)).reshape(len(a), len(weight), *a.shape[2:])
 
 

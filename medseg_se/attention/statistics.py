@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medseg_se.attention.tiles import Tile, compute_type
+from medseg_se.dims import convolved
 from medseg_se.execution import sums_are_convolutions
 
 KEEP = 0
@@ -164,11 +164,10 @@ def _total(a: Tensor, axes: Sequence[int]) -> Tensor:
     """Return the sums over whole spatial axes, which keep the length 1."""
     if not sums_are_convolutions() or len(axes) == a.ndim - 2:
         return a.sum(list(axes), keepdim=True)
-    convolve = F.conv2d if a.ndim == 4 else F.conv3d
     for axis in axes:
         kernel = [a.shape[other] if other == axis else 1 for other in range(2, a.ndim)]
         if a.shape[axis] > 1:
-            a = convolve(a, a.new_ones((a.shape[1], 1, *kernel)), groups=a.shape[1])
+            a = convolved(a, a.new_ones((a.shape[1], 1, *kernel)), groups=a.shape[1])
     return a
 
 

@@ -67,8 +67,7 @@ def _judged(folder: Path, truth: str | None, structures: Structures | None, meas
             f"{folder} has no evaluation.json. Give `--truth` with a folder of label maps or a dataset to judge it."
         )
     result = evaluate(folder, truth, structures)
-    result.write_csv(folder / "evaluation.csv")
-    result.write_json(found)
+    result.write(folder)
     return result
 
 

@@ -32,7 +32,7 @@ from medseg_se.inference.lean import write_lean
 from medseg_se.inference.model import Model
 from medseg_se.inference.postprocessing import PostProcessing
 from medseg_se.inference.predict import predict_cases
-from medseg_se.processors import cores
+from medseg_se.processors import thread_share
 from medseg_se.structures import Structures
 from medseg_se.tasks import SegmentationTask
 
@@ -158,7 +158,7 @@ def places_for(devices: str | None, jobs: int) -> tuple[list[dict[str, str]], st
     if jobs < 1:
         raise UsageError(f"Expected `jobs` to be at least 1, but got {jobs}.")
     if devices is None:
-        return [_threads(jobs) for _ in range(jobs)], "auto"
+        return [thread_share(jobs) for _ in range(jobs)], "auto"
     if jobs > 1:
         raise UsageError("Expected `devices` or `jobs`, but got both. A device named twice trains two folds side by side.")
     named = devices.strip("[]").split(",")
@@ -170,13 +170,8 @@ def places_for(devices: str | None, jobs: int) -> tuple[list[dict[str, str]], st
         raise UsageError(f"Expected CUDA devices where `devices` is {devices}, but there is none. Give --jobs for processors.")
     first = named[0].strip()
     known = first.isdigit() and int(first) < torch.cuda.device_count()
-    places = [{"CUDA_VISIBLE_DEVICES": name.strip(), **_threads(len(named))} for name in named]
+    places = [{"CUDA_VISIBLE_DEVICES": name.strip(), **thread_share(len(named))} for name in named]
     return places, f"cuda:{first}" if known else "auto"
-
-
-def _threads(jobs: int) -> dict[str, str]:
-    """Return the share of the processors that one of several processes gets."""
-    return {"OMP_NUM_THREADS": str(max(1, cores() // jobs))} if jobs > 1 else {}
 
 
 # --------------------------------------------------------------------------------------------------------------------- training

@@ -80,8 +80,7 @@ def _predict(folder: RunFolder, settings: Mapping[str, Any], data: SegmentationD
     judged = read_cases(folder.cases).judged(data.split()[0])
     outcome = predict_cases(model, judged, folder.predictions, overwrite=True, progress=False)
     result = evaluate(folder.predictions, folder.cases / HELD_OUT, data.structures, progress=False)
-    result.write_csv(folder.path / "evaluation.csv")
-    result.write_json(folder.evaluation)
+    result.write(folder.path)
     seconds = [status.seconds for status in outcome.values() if status.status == "done"]
     return {"cases": len(judged), "predict_seconds": round(sum(seconds) / len(seconds), 4) if seconds else None}
 

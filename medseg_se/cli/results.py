@@ -11,8 +11,7 @@ from medseg_se.evaluation.result import Evaluation
 
 def show_evaluation(result: Evaluation, output: Path) -> None:
     """Write evaluation.csv and evaluation.json to `output` and print the table."""
-    result.write_csv(output / "evaluation.csv")
-    result.write_json(output / "evaluation.json")
+    result.write(output)
     console = Console()
     result.render(console)
     console.print(

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from medseg_se.errors import DataError, UsageError, unknown_name
+from medseg_se.errors import DataError, UsageError, some_of, unknown_name
 from medseg_se.evaluation.case import CaseResult
 from medseg_se.evaluation.comparison import Comparison, Contrast, Outcome
 from medseg_se.evaluation.result import Evaluation
@@ -352,5 +352,4 @@ def _caveats(contrasts: int, structures: int, correction: str, seeds: Seeds) -> 
 
 
 def _some(names: Iterable[str], most: int = _SHOWN) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+    return some_of(sorted(names), most)

@@ -138,6 +138,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data."""
+        verdicts = self.verdicts()
         return {
             "format": FORMAT,
             "measure": asdict(self.measure),
@@ -149,7 +150,7 @@ class Comparison:
             "seeds": self.seeds,
             "confidence": self.confidence,
             "outcomes": [asdict(one) for one in self.outcomes],
-            "contrasts": [{**asdict(one), "verdict": self.verdicts()[one.name]} for one in self.contrasts],
+            "contrasts": [{**asdict(one), "verdict": verdicts[one.name]} for one in self.contrasts],
             "costs": COSTS,
             "notes": list(self.notes),
             "verdict": self.verdict(),

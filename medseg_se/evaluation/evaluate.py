@@ -5,7 +5,7 @@ A prediction that is missing, failed or unusable counts as an empty one, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from medseg_se.errors import DataError, UsageError
+from medseg_se.errors import DataError, UsageError, some_of
 from medseg_se.evaluation.case import CaseResult
 from medseg_se.evaluation.criteria import Criteria, make_criteria
 from medseg_se.evaluation.matching import Truth, find_predictions, find_truths
@@ -66,8 +66,8 @@ def evaluate(
     expected = sorted(set(truths) & set(predicted)) if listed else sorted(truths)
     if not set(expected) & set(predicted):
         raise DataError(
-            f"No prediction in {predictions} belongs to a truth in {truth}: predicted are {_some(predicted)}, "
-            f"but the truth has {_some(truths)}. Both sides need the same case names."
+            f"No prediction in {predictions} belongs to a truth in {truth}: predicted are {some_of(sorted(predicted))}, "
+            f"but the truth has {some_of(sorted(truths))}. Both sides need the same case names."
         )
     jobs = [
         _Job(name, truths[name], predicted.get(name, f"no prediction found in {predictions}"), meaning, criteria, resample)
@@ -169,8 +169,3 @@ def _read_prediction(job: _Job, truth: Volume) -> tuple[npt.NDArray[np.int16], s
     if difference:
         indices = on_grid_of(replace(labels, array=indices), truth).array
     return indices[0], difference
-
-
-def _some(names: Iterable[str], most: int = 3) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "") if listed else "none"

@@ -108,6 +108,11 @@ class Evaluation:
         """Write policy, summary, cases, failures and what was not judged, in the format that docs/evaluation.md describes."""
         write_json(path, document.to_document(self, POLICY, Path(path)))
 
+    def write(self, folder: Path) -> None:
+        """Write evaluation.csv and evaluation.json to a folder."""
+        self.write_csv(folder / "evaluation.csv")
+        self.write_json(folder / "evaluation.json")
+
     @classmethod
     def read_json(cls, path: Path | str) -> Evaluation:
         """Read what `write_json` wrote.

@@ -19,7 +19,7 @@ from medseg_se.data.datalist import read_json
 from medseg_se.errors import UsageError
 from medseg_se.experiments.folder import RunFolder
 from medseg_se.optional import load_optional
-from medseg_se.processors import cores
+from medseg_se.processors import thread_share
 
 Executor = Literal["slurm", "local", "debug"]
 
@@ -72,15 +72,15 @@ def fan_out(sweep: Sweep, output: Path, tasks: Sequence[Task]) -> None:
     except (NameError, TypeError, ValueError) as error:
         raise UsageError(f"submitit refuses its parameters: {' '.join(str(error).split())}.") from error
     plain = [(task.name, list(task.command), str(task.log)) for task in tasks]
-    threads = max(1, cores() // sweep.workers) if sweep.executor == "local" and sweep.workers > 1 else None
-    workers = [executor.submit(work, output, study, plain, threads) for _ in range(min(sweep.workers, len(plain)))]
+    shared = thread_share(sweep.workers) if sweep.executor == "local" else {}
+    workers = [executor.submit(work, output, study, plain, shared) for _ in range(min(sweep.workers, len(plain)))]
     failures = [why for worker in workers if (why := worker.exception()) is not None]
     if len(failures) == len(workers):
         raise UsageError(f"No worker could work, see {output / 'sweep'}: {str(failures[0]).strip().splitlines()[-1]}")
 
 
-def work(output: Path, study: str, tasks: Sequence[tuple[str, list[str], str]], threads: int | None) -> None:
-    """Do tasks of a study, name, command and log of each, until none is left."""
+def work(output: Path, study: str, tasks: Sequence[tuple[str, list[str], str]], shared: Mapping[str, str]) -> None:
+    """Do tasks of a study, name, command and log of each, until none is left; `shared` is added to their environment."""
     optuna = load_optional("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     commands = {name: (command, Path(log)) for name, command, log in tasks}
@@ -96,16 +96,15 @@ def work(output: Path, study: str, tasks: Sequence[tuple[str, list[str], str]], 
     def objective(trial: Any) -> float:
         name = trial.suggest_categorical("run", grid["run"])
         (command, log), folder = commands[name], RunFolder.of(output, name)
-        if not folder.finished() and _do(command, log, threads):  # the sampler may hand out one that another worker had
+        if not folder.finished() and _do(command, log, shared):  # the sampler may hand out one that another worker had
             raise UsageError(f"{name} failed, see {log}.")
         return float(read_json(folder.evaluation)["mean_foreground"])
 
     made.optimize(objective, catch=(UsageError,))
 
 
-def _do(command: Sequence[str], log: Path, threads: int | None) -> int:
+def _do(command: Sequence[str], log: Path, shared: Mapping[str, str]) -> int:
     """Run a command and return its exit code."""
-    shared = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
         return subprocess.run(

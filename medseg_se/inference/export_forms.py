@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medseg_se.execution import sums_as_convolutions
 from medseg_se.inference.bundle import bundle_files
 from medseg_se.inference.description import weights_file
 from medseg_se.inference.engines.conversion import onnx_bytes, recording
@@ -70,11 +69,9 @@ def _load_torch_export(path: Path, model: Model) -> Network:
 
 
 def _openvino(model: Model, description: dict[str, Any], name: str) -> Files:
-    from medseg_se.inference.engines.openvino_engine import read_onnx, serialised
+    from medseg_se.inference.engines.openvino_engine import converted, serialised
 
-    with sums_as_convolutions():
-        content = onnx_bytes(model.network, network_shape(model), 1, model.device)
-    text, weights = serialised(read_onnx(content))
+    text, weights = serialised(converted(lambda: onnx_bytes(model.network, network_shape(model), 1, model.device)))
     return {Path(name).with_suffix(".bin").name: weights, name: text}
 
 

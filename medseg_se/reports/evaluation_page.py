@@ -66,7 +66,8 @@ def write_evaluation_report(
     """
     if cases < 0 or limit < 1:
         raise UsageError(f"Expected 0 or more cases within at least one byte, but got {cases} and {limit}.")
-    bare = _page(evaluation, title, [], limit, with_viewer=True)
+    tables = _tables(evaluation)
+    bare = _page(evaluation, title, tables, [], limit, with_viewer=True)
     room, cards = limit - len(bare.encode()) - _SPARE, []
     wanted = ranked(evaluation)[:cases]
     for place, case in enumerate(wanted):
@@ -76,24 +77,38 @@ def write_evaluation_report(
             break
         cards.append(card)
         room -= card.size
-    text = _page(evaluation, title, cards, limit, with_viewer=any(card.turnable for card in cards))
+    text = _page(evaluation, title, tables, cards, limit, with_viewer=any(card.turnable for card in cards))
     write_text(path, text)
     turnable = sum(card.turnable is not None for card in cards)
     return Contents(Path(path), len(text.encode()), sum(card.pictured for card in cards), turnable)
 
 
-def _page(evaluation: Evaluation, title: str, cards: Sequence[Card], limit: int, with_viewer: bool) -> str:
+@dataclass(frozen=True)
+class _Tables:
+    """What of the page does not depend on how many cases are pictured, as HTML."""
+
+    structures: str
+    spread: str
+    cases: str
+
+
+def _tables(evaluation: Evaluation) -> _Tables:
+    palette = colours(evaluation.structures)
+    return _Tables(structures_table(evaluation, palette), distributions(evaluation, palette), cases_table(evaluation))
+
+
+def _page(evaluation: Evaluation, title: str, tables: _Tables, cards: Sequence[Card], limit: int, with_viewer: bool) -> str:
     palette = colours(evaluation.structures)
     turnable = [card.turnable for card in cards if card.turnable is not None]
     sections = [
         _head(evaluation, title, with_viewer),
-        section("Structures", structures_table(evaluation, palette), "structures"),
-        section("Spread over the cases", distributions(evaluation, palette), "spread"),
+        section("Structures", tables.structures, "structures"),
+        section("Spread over the cases", tables.spread, "spread"),
         section("Truth and prediction in 3-D", _viewer_words() + viewer(turnable, list(palette.items())), "turn")
         if with_viewer
         else "",
         section("Cases, the worst first", _cards(evaluation, cards), "cases"),
-        section("All cases", cases_table(evaluation), "table"),
+        section("All cases", tables.cases, "table"),
         section("How this was measured", facts_table(_how(evaluation, cards, limit)) + _licence(with_viewer), "how"),
     ]
     scripts = [asset("tables.js"), asset("report.js"), *(viewer_scripts() if with_viewer else ())]

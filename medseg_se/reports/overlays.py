@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from medseg_se.errors import some_of
 from medseg_se.reports.case_view import Array, CaseView, Window
 from medseg_se.reports.outlines import outline
 from medseg_se.reports.page import data_uri, safe
@@ -115,6 +116,5 @@ def _alternative(words: str, truth: Array, prediction: Array, names: Sequence[st
     parts = []
     for labels, word in ((truth, "truth"), (prediction, "prediction")):
         seen = [names[index - 1] for index in np.unique(labels[labels > 0]).tolist()]
-        listed = ", ".join(seen[:8]) + (f" and {len(seen) - 8} more" if len(seen) > 8 else "") if seen else "no structure"
-        parts.append(f"{word}: {listed}")
+        parts.append(f"{word}: {some_of(seen, 8) if seen else 'no structure'}")
     return f"{words}; {'; '.join(parts)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,17 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 def openvino_model(conversion: Conversion) -> Any:
     """Return a network as an `openvino.Model`, kept for the next time."""
-
-    def make() -> bytes:
-        with sums_as_convolutions():
-            return packed(read_onnx(conversion.onnx()))
-
-    return conversion.kept("openvino", make, unpacked)
+    return conversion.kept("openvino", lambda: packed(converted(conversion.onnx)), unpacked)
 
 
-def read_onnx(content: bytes) -> Any:
-    """Return an ONNX model as an `openvino.Model`.
+def converted(export: Callable[[], bytes]) -> Any:
+    """Return the `openvino.Model` of a network that `export` records as ONNX, in the form that OpenVINO is fast with.
 
     Raises:
-        ConversionError: It has operations that OpenVINO has not.
+        ConversionError: It cannot be exported, or has operations that OpenVINO has not.
     """
+    with sums_as_convolutions():
+        content = export()
     try:
         return load_optional("openvino").Core().read_model(content)
     except RuntimeError as error:
