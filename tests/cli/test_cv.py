@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+from medseg_se import processors
 from medseg_se.checkpoints import read_checkpoint
 from medseg_se.cli import cross_validation
 from medseg_se.cli.main import main
@@ -355,7 +356,7 @@ def test_a_dataset_prescribes_its_folds(work, planned, call):
 
 
 def test_folds_side_by_side_share_the_processors_or_have_a_device_each(planned, monkeypatch):
-    monkeypatch.setattr(cross_validation, "cores", lambda: 8)
+    monkeypatch.setattr(processors, "cores", lambda: 8)
     assert planned()[1] == [{}]
     assert planned("--jobs", "3")[1] == [{"OMP_NUM_THREADS": "2"}] * 3
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
