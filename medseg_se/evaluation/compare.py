@@ -248,7 +248,9 @@ class _Sheet:
         side = {name: average_over_seeds(table).values for name, table in self._tables(run.evaluations.values()).items()}
         values = {**side, MEAN: self._means(side, side)[0]}
         intervals = {
-            name: mean_interval(values[name], self.groups, confidence=self.confidence, seed=self.seed)
+            name: mean_interval(
+                values[name], self.groups, confidence=self.confidence, seed=self.seed, limits=self.measure.limits
+            )
             for name in (MEAN, *self.structures)
         }
         return Outcome(run.name, run.reference, tuple(run.evaluations), intervals, run.cost)

@@ -55,7 +55,7 @@ def from_document(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         DataError: It is none in the present format; `path` is named.
     """
-    if content.get("format") != FORMAT or "cases" not in content:
+    if content.get("format") != FORMAT:
         raise DataError(
             f"Expected {path} to be an evaluation in format {FORMAT}, but its format is {content.get('format')!r}. "
             "Run `medseg-se evaluate` again."

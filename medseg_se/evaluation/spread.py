@@ -52,8 +52,7 @@ def spread(measure: Measure, values: Sequence[float], cases: Sequence[str], grou
     array = np.asarray(values, dtype=np.float64)
     counted = array[~np.isnan(array)]
     infinite = int(np.isinf(counted).sum())
-    limits = (0.0, 1.0) if measure.better == "higher" else None
-    interval = mean_interval(array, groups, limits=limits)
+    interval = mean_interval(array, groups, limits=measure.limits)
     place = _worst(measure, array) if len(counted) else None
     return Spread(
         mean=interval.estimate,

@@ -25,6 +25,11 @@ class Measure:
     unit: str = ""
     better: Literal["higher", "lower", "zero"] | None = "higher"
 
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The lowest and highest value that there can be, where there are such: of shares 0 and 1."""
+        return (0.0, 1.0) if self.better == "higher" else None
+
 
 OVERLAP = (
     Measure("dice", "Dice"),

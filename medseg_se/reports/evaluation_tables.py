@@ -88,7 +88,7 @@ def distributions(evaluation: Evaluation, palette: Mapping[str, Colour]) -> str:
         ]
         better = {"higher": "higher is better", "lower": "lower is better", "zero": "0 is best"}[kind.better]
         title = f"{kind.title}{f' in {kind.unit}' if kind.unit else ''}"
-        plot = distribution_plot(rows, title, (0.0, 1.0) if kind.better == "higher" else None, digits(measure))
+        plot = distribution_plot(rows, title, kind.limits, digits(measure))
         opened = " open" if measure == "dice" else ""
         words = f'<p class="faint">{safe(note(rows))}</p>' if measure == "dice" else ""
         summary = f"{kind.title[:1].upper()}{kind.title[1:]}, {better}"

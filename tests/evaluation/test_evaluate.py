@@ -348,6 +348,7 @@ def test_what_was_written_reads_back_the_same(mixed, tmp_path):
         ({"format": 1}, "in format 2, but its format is 1"),
         ({"measures": [{"name": "beauty"}]}, "beauty"),
         ({"cases": [{"id": "a"}]}, "damaged evaluation"),
+        ({"cases": None}, "damaged evaluation"),
     ],
 )
 def test_other_files_are_no_evaluation(mixed, tmp_path, change, message):
