@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+import scipy
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, int, int]
@@ -62,7 +62,7 @@ def spline_matrix(old: int, new: int) -> npt.NDArray[np.float64]:
     """Return the matrix (new, old) that samples the spline through `old` values at the centres of `new` equal parts."""
     places = np.repeat(_places(old, new)[:, None], old, axis=1)
     columns = np.broadcast_to(np.arange(old), places.shape)
-    matrix: Array = ndimage.map_coordinates(np.eye(old), [places, columns], order=3, mode="mirror")
+    matrix: Array = scipy.ndimage.map_coordinates(np.eye(old), [places, columns], order=3, mode="mirror")
     return matrix
 
 

@@ -15,8 +15,8 @@ from typing import IO, Any, Literal, cast
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import scipy
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from scipy import ndimage
 
 from medseg_se.errors import DataError, UsageError
 from medseg_se.files import atomic_write
@@ -201,7 +201,7 @@ def on_grid_of(labels: Volume, like: Volume) -> Volume:
     places = (matrix @ corners)[:3]
     if (places.max(axis=1) < -0.5).any() or (places.min(axis=1) > np.array(labels.shape) - 0.5).any():
         raise DataError(f"{labels.path} and {like.path} have no place in common. Do their affines belong to the same scan?")
-    array = ndimage.affine_transform(
+    array = scipy.ndimage.affine_transform(
         labels.array[0], matrix[:3, :3], matrix[:3, 3], like.shape, order=0, mode="grid-constant", cval=0, prefilter=False
     )
     return replace(labels, array=array[None], affine=like.affine, header=None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import inspect
 import os
 import sys
@@ -37,6 +39,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 fine, 1 a result that is not, 2 an error of the user, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    atexit.register(gc.freeze)  # or Python looks once more at all that torch has made before it lets it go, for half a second
     interrupted = "what was finished is kept, and the same command goes on from there"
     return guarded("medseg-se", lambda: _dispatch(arguments), interrupted)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 _STEP = 4
@@ -27,13 +27,13 @@ def body_mask(image: Tensor) -> Tensor:
     mean = image.mean(0, keepdim=True)[None].float().cpu()
     coarse = F.avg_pool3d(mean, _STEP, ceil_mode=True, count_include_pad=False)[0, 0].numpy()
     bright = coarse > _otsu(coarse)
-    parts, count = ndimage.label(bright)
+    parts, count = scipy.ndimage.label(bright)
     if count > 1:
         bright = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-    filled = ndimage.binary_fill_holes(bright)
+    filled = scipy.ndimage.binary_fill_holes(bright)
     for axis in range(3):  # lungs and the like are open where the scan ends, but closed within a slice
-        filled |= np.stack([ndimage.binary_fill_holes(part) for part in np.moveaxis(bright, axis, 0)], axis)
-    body = torch.from_numpy(ndimage.binary_dilation(filled, iterations=_MARGIN))
+        filled |= np.stack([scipy.ndimage.binary_fill_holes(part) for part in np.moveaxis(bright, axis, 0)], axis)
+    body = torch.from_numpy(scipy.ndimage.binary_dilation(filled, iterations=_MARGIN))
     for axis, length in enumerate(image.shape[1:]):
         body = body.repeat_interleave(_STEP, axis).narrow(axis, 0, length)
     return body

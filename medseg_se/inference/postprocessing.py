@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+import scipy
 
 from medseg_se.errors import CheckpointError, unknown_name
 from medseg_se.structures import Structures
@@ -88,7 +88,7 @@ def keep_largest(indices: npt.NDArray[Any], groups: Sequence[Sequence[int]]) -> 
         groups: Indices above 0 whose union is taken as one; no index is in two groups.
     """
     result = indices.copy()
-    boxes = ndimage.find_objects(indices)
+    boxes = scipy.ndimage.find_objects(indices)
     for group in groups:
         present = [boxes[index - 1] for index in group if index <= len(boxes) and boxes[index - 1] is not None]
         if not present:
@@ -105,7 +105,7 @@ def keep_largest(indices: npt.NDArray[Any], groups: Sequence[Sequence[int]]) -> 
 
 def _largest_component(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return the largest component of a mask that is not empty, of equal ones the first."""
-    components, count = ndimage.label(mask, _TOUCHING)
+    components, count = scipy.ndimage.label(mask, _TOUCHING)
     if count == 1:
         return mask
     sizes = np.bincount(components.ravel())
