@@ -47,7 +47,7 @@ class Answers:
     @property
     def answered(self) -> npt.NDArray[np.bool_]:
         """Whether each case has an answer, (cases,)."""
-        answered: npt.NDArray[np.bool_] = np.isfinite(self.numbers).all(axis=1)
+        answered: npt.NDArray[np.bool_] = np.asarray(np.isfinite(self.numbers).all(axis=1))
         return answered
 
     @property
