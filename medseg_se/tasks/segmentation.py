@@ -64,7 +64,8 @@ class SegmentationTask(Task):
         ce_weight: Factor of the cross-entropy term; 1 if not given.
         class_weights: What a voxel weighs in the cross-entropy: "none", all the same; "median_frequency", ω = median(f) / f of
             its class, where f is the share of the class in the training cases that show it, and 0 for a class that none shows;
-            or structure → weight, also background → weight, with 1 for those not named.
+            "root_median_frequency", its square root, for volumes whose classes differ in size by orders of magnitude; or
+            structure → weight, also background → weight, with 1 for those not named.
         edge_weight: What a voxel weighs more there that has a neighbour of another class along an axis of the patch; "auto" is
             twice the largest class weight.
         optimizer: "adamw" or "sgd".

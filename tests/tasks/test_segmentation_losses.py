@@ -95,7 +95,10 @@ def test_losses_train_by_name(make_data, tmp_path, options, kind, values):
         ),
         ({"loss": "dice_bce_regions", "edge_weight": 1.0}, "Unknown option of loss 'dice_bce_regions' 'edge_weight'"),
         ({"loss_options": {"gamma": 1.0}}, "Unknown option of loss 'dice_ce' 'gamma'"),
-        ({"class_weights": "balanced"}, "to be none, median_frequency, or a weight for each structure, but got 'balanced'"),
+        (
+            {"class_weights": "balanced"},
+            "to be none, median_frequency, root_median_frequency, or a weight for each structure, but got 'balanced'",
+        ),
         ({"class_weights": {"near": -1.0}}, "weights of at least 0"),
         ({"edge_weight": "auto"}, "`class_weights` where `edge_weight` is auto"),
     ],
@@ -133,6 +136,9 @@ def test_weights_follow_from_the_training_cases_and_stay_in_the_checkpoint(make_
     again = make_task(class_weights="median_frequency")
     make_trainer(tmp_path / "run", max_epochs=2).fit(again, make_data(), ckpt_path=path)
     assert weights_of(again) == weights_of(task)
+    gentler = make_task(class_weights="root_median_frequency")
+    fit(gentler, make_data(), tmp_path / "gentler")
+    assert weights_of(gentler) == pytest.approx([weight**0.5 for weight in expected], rel=1e-6)
     other = make_data()
     other.class_frequencies = lambda: pytest.fail("the checkpoint has the weights")
     later = make_task(class_weights="median_frequency")
