@@ -111,6 +111,14 @@ def make_scan(source: Path, work: Path, scale: float) -> tuple[Path, Path]:
     return scan, truth
 
 
+def trained(arguments: argparse.Namespace) -> Path:
+    """Return the checkpoint that is measured, or end with a word on how to get one."""
+    checkpoint: Path = arguments.checkpoint or arguments.work / "model.ckpt"
+    if not checkpoint.is_file():
+        sys.exit(f"No checkpoint at {checkpoint}: run `{Path(sys.argv[0]).name} train` first, or name one with --checkpoint.")
+    return checkpoint
+
+
 def train(arguments: argparse.Namespace) -> Found:
     """Train the network on the CT by `medseg-se fit`, and keep what inference needs, with the tiles that are measured."""
     work: Path = arguments.work
@@ -247,7 +255,7 @@ def target(what: str, value: float, bound: float, at_least: bool = False) -> Fou
 
 def measure_scan(arguments: argparse.Namespace) -> Found:
     """Measure the whole job of every variant in turns."""
-    checkpoint = arguments.checkpoint or arguments.work / "model.ckpt"
+    checkpoint = trained(arguments)
     if arguments.scan:
         scan, truth = arguments.scan, None
     else:
@@ -552,7 +560,7 @@ def measure_attention(arguments: argparse.Namespace) -> Found:
 
 def measure_start(arguments: argparse.Namespace) -> Found:
     """Measure the time to the first prediction beside the network's own, without and with what is kept beside a checkpoint."""
-    source = arguments.checkpoint or arguments.work / "model.ckpt"
+    source = trained(arguments)
     whole = read_image(arguments.scan or make_scan(arguments.data, arguments.work, arguments.scale)[0])
     found: Found = {}
     with tempfile.TemporaryDirectory() as name:
