@@ -11,11 +11,12 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from medseg_se.data.datalist import Case
 from medseg_se.data.pictures import PARTS, is_picture, read_class_folders
-from medseg_se.errors import DataError
+from medseg_se.errors import DataError, UsageError
 
 from .collection import Collection, Item
 from .copies import ALIKE, Link, find_links, print_all
@@ -51,7 +52,7 @@ class Picture:
         return self.part.lower() in TEST_PARTS
 
 
-def find(source: Path, *, alike: float = ALIKE, keep_leaks: bool = False) -> Collection:
+def find(source: Path, *, alike: float = ALIKE, keep_leaks: bool = False, test: float = 0.0) -> Collection:
     """Convert a folder of one folder a class, or of the parts of a split (Training, Testing) with such folders in each.
 
     Pictures are copied as they are. Those that show the same, byte for byte or nearly, and those of one sub-folder (a patient)
@@ -61,8 +62,11 @@ def find(source: Path, *, alike: float = ALIKE, keep_leaks: bool = False) -> Col
         source: The folder.
         alike: Correlation of thumbnails from which two pictures are one, up to 1. Raise it where different patients look alike.
         keep_leaks: Keep test pictures that show the same as a training picture, or a patient of the training.
+        test: Share of the pictures of every class that is held out, by whole groups in the order of a hash of their names,
+            where the source holds out none.
     """
     root, pictures = _pictures(source)
+    _check_share(test, pictures, source)
     prints, broken = print_all([picture.path for picture in pictures])
     readable = [picture for picture in pictures if picture.path in prints]
     links = find_links([prints[picture.path] for picture in readable], alike)
@@ -72,7 +76,12 @@ def find(source: Path, *, alike: float = ALIKE, keep_leaks: bool = False) -> Col
     left_out = {_shown(picture, root): broken[picture.path] for picture in pictures if picture.path in broken}
     left_out.update({_shown(readable[place], root): why for place, why in leaks.items()})
     group_of = {place: _group_name([readable[member] for member in members]) for members in groups for place in members}
-    items = [_item(picture, group_of[place]) for place, picture in enumerate(readable) if place not in leaks]
+    held_out = _drawn(readable, groups, group_of, test)
+    items = [
+        _item(picture, group_of[place], held_out=group_of[place] in held_out)
+        for place, picture in enumerate(readable)
+        if place not in leaks
+    ]
     return Collection(
         root.resolve().name,
         ("image",),
@@ -172,9 +181,33 @@ def _leaks(pictures: Sequence[Picture], groups: Sequence[Sequence[int]], copies:
     return leaks
 
 
-def _item(picture: Picture, group: str) -> Item:
+def _check_share(share: float, pictures: Sequence[Picture], source: Path) -> None:
+    if not 0 <= share < 1:
+        raise UsageError(f"Expected `test` to be at least 0 and below 1, but got {share}.")
+    if share and any(picture.test for picture in pictures):
+        raise UsageError(f"{source} holds out a test part of its own. Leave out `test`, or name the other part as the source.")
+
+
+def _drawn(pictures: Sequence[Picture], groups: Sequence[Sequence[int]], group_of: Mapping[int, str], share: float) -> set[str]:
+    """Return the names of the groups that are held out: of every class, the first by their hash until its share is reached.
+
+    A group of several classes counts for each of them.
+    """
+    held_out: set[str] = set()
+    if not share:
+        return held_out
+    wanted = {kind: share * count for kind, count in Counter(picture.kind for picture in pictures).items()}
+    for members in sorted(groups, key=lambda members: sha256(f"test:{group_of[members[0]]}".encode()).hexdigest()):
+        kinds = Counter(pictures[place].kind for place in members)
+        if all(count <= wanted[kind] for kind, count in kinds.items()):
+            wanted.update({kind: wanted[kind] - count for kind, count in kinds.items()})
+            held_out.add(group_of[members[0]])
+    return held_out
+
+
+def _item(picture: Picture, group: str, held_out: bool) -> Item:
     attributes = {"class": picture.kind, **({"split": picture.part} if picture.part else {})}
-    return Item(picture.id, (picture.path,), None, group, test=picture.test, attributes=attributes)
+    return Item(picture.id, (picture.path,), None, group, test=picture.test or held_out, attributes=attributes)
 
 
 # ----------------------------------------------------------------------------------------------------------------- reporting

@@ -14,6 +14,7 @@ from torch import Tensor
 from medseg_se.errors import UsageError
 from medseg_se.metrics.whole_scan import aurocs, class_confusion, recalls
 from medseg_se.tasks.base import AttentionOptions, NetworkOptions, Score, Stage, given
+from medseg_se.tasks.mixing import Mixing
 from medseg_se.tasks.optimisation import Optimisation, OptimizerName
 from medseg_se.tasks.schedules import Schedule
 from medseg_se.tasks.starting import Start
@@ -45,6 +46,9 @@ class ClassificationTask(WholeScanTask):
         class_weights: "balanced" gives every class the same weight in the loss, however rare it is in training; "none" every
             scan.
         label_smoothing: Share of the truth that is spread over all classes.
+        mixup: α of mixup: pairs of scans are added up by a share λ ~ Beta(α, α), and so are their losses; 0 for none.
+        cutmix: α of CutMix: a box of one scan is put into the other; 0 for none. With both, each takes half of the batches.
+        mixing_probability: Share of the batches that are mixed.
         optimizer: "adamw" or "sgd".
         lr: Highest learning rate.
         weight_decay: Weight decay.
@@ -81,6 +85,9 @@ class ClassificationTask(WholeScanTask):
         pretrained: str | None = None,
         class_weights: Literal["none", "balanced"] = "none",
         label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mixing_probability: float = 1.0,
         optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
@@ -104,7 +111,16 @@ class ClassificationTask(WholeScanTask):
         optimisation = Optimisation(optimizer, lr, weight_decay, schedule, warmup, discretise_after, momentum, ema)
         start = Start(start_from, tuple(freeze or ()), lr_factors or {})
         super().__init__(
-            in_channels, num_classes, spatial_dims, network, arguments, optimisation, start, compile_network, pretrained
+            in_channels,
+            num_classes,
+            spatial_dims,
+            network,
+            arguments,
+            optimisation,
+            start,
+            compile_network,
+            pretrained,
+            Mixing(mixup, cutmix, mixing_probability),
         )
         self.save_hyperparameters()
         if class_weights not in ("none", "balanced"):

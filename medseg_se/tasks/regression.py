@@ -14,6 +14,7 @@ from torch import Tensor
 from medseg_se.errors import UsageError
 from medseg_se.metrics.whole_scan import pearson
 from medseg_se.tasks.base import AttentionOptions, NetworkOptions, Score, Stage, given
+from medseg_se.tasks.mixing import Mixing
 from medseg_se.tasks.optimisation import Optimisation, OptimizerName
 from medseg_se.tasks.schedules import Schedule
 from medseg_se.tasks.starting import Start
@@ -46,6 +47,8 @@ class RegressionTask(WholeScanTask):
         pretrained: File of published weights (.pth, .pt or .safetensors, with torchvision's names) to begin with; see
             `load_pretrained`. A run that goes on, and a trained checkpoint, do not need it.
         loss: "l1", "mse" or "huber" (the square below one standard deviation, linear beyond).
+        mixup: α of mixup: pairs of scans are added up by a share λ ~ Beta(α, α), and so are their losses; 0 for none.
+        mixing_probability: Share of the batches that are mixed.
         optimizer: "adamw" or "sgd".
         lr: Highest learning rate.
         weight_decay: Weight decay.
@@ -82,6 +85,8 @@ class RegressionTask(WholeScanTask):
         network_options: NetworkOptions | None = None,
         pretrained: str | None = None,
         loss: Literal["l1", "mse", "huber"] = "l1",
+        mixup: float = 0.0,
+        mixing_probability: float = 1.0,
         optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
@@ -105,7 +110,16 @@ class RegressionTask(WholeScanTask):
         optimisation = Optimisation(optimizer, lr, weight_decay, schedule, warmup, discretise_after, momentum, ema)
         start = Start(start_from, tuple(freeze or ()), lr_factors or {})
         super().__init__(
-            in_channels, num_classes, spatial_dims, network, arguments, optimisation, start, compile_network, pretrained
+            in_channels,
+            num_classes,
+            spatial_dims,
+            network,
+            arguments,
+            optimisation,
+            start,
+            compile_network,
+            pretrained,
+            Mixing(mixup, probability=mixing_probability),
         )
         self.save_hyperparameters()
         if loss not in LOSSES:

@@ -11,6 +11,7 @@ from torchmetrics import CatMetric
 
 from medseg_se.networks.pretrained import load_pretrained
 from medseg_se.tasks.base import Stage, Task
+from medseg_se.tasks.mixing import Mixing
 from medseg_se.tasks.optimisation import Optimisation
 from medseg_se.tasks.starting import Start
 
@@ -35,11 +36,12 @@ class WholeScanTask(Task):
         start: Start,
         compile_network: bool,
         pretrained: str | None,
+        mixing: Mixing = Mixing(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(
             in_channels, num_classes, spatial_dims, network, network_arguments, optimisation, start, compile_network
         )
-        self.pretrained = pretrained
+        self.pretrained, self.mixing = pretrained, mixing
         self.answers, self.truth = CatMetric(nan_strategy="disable"), CatMetric(nan_strategy="disable")
 
     @abstractmethod
@@ -60,8 +62,9 @@ class WholeScanTask(Task):
         return super().load_published() if self.pretrained is None else load_pretrained(self.network, self.pretrained).left
 
     def training_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the loss of a batch of scans."""
-        return self.loss_of(self.network(batch["image"]).float(), batch["target"])
+        """Return the loss of a batch of scans, mixed in pairs if the task says so."""
+        mixed = self.mixing(batch["image"])
+        return mixed.loss(self.loss_of, self.network(mixed.images).float(), batch["target"])
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collect the answers to a batch of scans."""

@@ -262,3 +262,32 @@ def test_many_copies_of_one_picture_take_one_link_each(tmp_path):
     assert len(links) == 41
     assert {place for link in links for place in link.pair} == set(range(42))
     assert sorted(link.kind for link in links) == ["identical", "mirrored", *["similar"] * 39]
+
+
+def test_a_share_of_every_class_is_held_out_by_whole_groups(tmp_path):
+    source = tmp_path / "source"
+    for kind in ("glioma", "none"):
+        for number in range(10):
+            image = picture(number if kind == "glioma" else 100 + number)
+            save(image, source / kind / f"{number}.png")
+            if number < 5:
+                save(image, source / kind / f"{number}_again.png")
+    code, dataset = convert(source, tmp_path / "out", "--test", "0.2")
+    assert code == 0
+    assert not {case.group for case in dataset.training} & {case.group for case in dataset.test}
+    for kind in ("glioma", "none"):
+        held_out = [case for case in dataset.test if case.attributes["class"] == kind]
+        assert len(held_out) == 3
+    _, again = convert(source, tmp_path / "again", "--test", "0.2")
+    assert [case.id for case in again.test] == [case.id for case in dataset.test]
+    _, none = convert(source, tmp_path / "none")
+    assert not none.test
+
+
+def test_what_is_held_out_twice_is_refused(tmp_path, capsys):
+    for part in ("Training", "Testing"):
+        for kind in ("glioma", "none"):
+            save(picture(len(part) * 10 + len(kind)), tmp_path / "source" / part / kind / "1.png")
+    assert main(["pictures", str(tmp_path / "source"), str(tmp_path / "out"), "--test", "0.2"]) == 2
+    assert "a test part of its own" in capsys.readouterr().err
+    assert main(["pictures", str(tmp_path / "source"), str(tmp_path / "out"), "--test", "1"]) == 2
