@@ -69,9 +69,7 @@ class WholeScan:
             array = array.select(self.flat_axis + 1, array.shape[self.flat_axis + 1] // 2)
             spacing = np.delete(spacing, self.flat_axis)
         if self.preprocessing.spacing is None:
-            extent = np.array(array.shape[1:]) * spacing
-            voxel = (extent / self.size).max()
-            array = resized(array, [max(1, round(length / voxel)) for length in extent])
+            array = resized(array, fitted_shape(array.shape[1:], spacing, self.size))
         return centred(array, self.size)
 
     def store(self, case: Case, digest: str, folder: Path) -> Path:
@@ -91,6 +89,13 @@ class WholeScan:
         place = folder / f"whole-{key}"
         entry(place, lambda: ({FILE: self.read(case).numpy()}, {}))
         return place / FILE
+
+
+def fitted_shape(shape: Sequence[int], spacing: Sequence[float] | Array, size: Sequence[int]) -> list[int]:
+    """Return the voxels along each axis with which a scan, its proportions in mm kept, just fits into `size`."""
+    extent = np.array(shape) * np.array(spacing)
+    voxel = (extent / size).max()
+    return [max(1, round(length / voxel)) for length in extent]
 
 
 def resized(array: Tensor, shape: Sequence[int]) -> Tensor:

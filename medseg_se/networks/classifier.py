@@ -43,6 +43,10 @@ class Classifier(Network):
             x = level(x)
         return self.head(x)  # type: ignore[no-any-return]
 
+    def last_maps(self) -> nn.Module:
+        """Return the module that puts out the last maps, of which the head takes the mean."""
+        return self.head.get_submodule("before")
+
 
 class ClassificationHead(nn.Module):
     """Mean over all voxels, dropout and a linear layer: (N, C, *spatial) to (N, num_classes).

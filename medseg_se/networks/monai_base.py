@@ -233,6 +233,18 @@ class MonaiClassifier(MonaiNetwork):
         self.check_input(x)
         return self._run(pad_to_multiple(x, self._fitted(x)))
 
+    def last_maps(self) -> nn.Module:
+        """Return the module that puts out the last maps.
+
+        Raises:
+            UsageError: The network has tokens instead.
+        """
+        stages = self.stages()
+        if not stages:
+            raise UsageError(f"MONAI's {type(self).__name__} has tokens instead of maps. Take a network with stages.")
+        last: nn.Module = self.network.get_submodule(stages[-1].path)
+        return last
+
 
 def drop_cross_attention(transformer: Any) -> None:
     """Take out the normalisations before attention to another sequence, which MONAI makes whether there is one or not."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from monai.networks import nets
-from torch import Tensor
+from torch import Tensor, nn
 
 from medseg_se.networks.monai_base import MonaiClassifier, drop_cross_attention
 from medseg_se.networks.monai_stages import Sizes, Stage, divided
@@ -26,6 +26,10 @@ class DenseNet(MonaiClassifier):
         """The dense blocks."""
         names = [name for name, _ in self.network.features.named_children() if name.startswith("denseblock")]
         return [Stage("encoder", level, f"features.{name}") for level, name in enumerate(names)]
+
+    def last_maps(self) -> nn.Module:
+        """The last activation, after the normalisation of the last block."""
+        return self.network.class_layers.relu  # type: ignore[no-any-return]
 
 
 class ResNet(MonaiClassifier):
@@ -89,6 +93,10 @@ class EfficientNetBN(MonaiClassifier):
     def stages(self) -> list[Stage]:
         """The groups of blocks."""
         return [Stage("encoder", level, f"_blocks.{level}") for level in range(len(self.network._blocks))]
+
+    def last_maps(self) -> nn.Module:
+        """The activation after the last convolution, whose last call that is."""
+        return self.network._swish  # type: ignore[no-any-return]
 
 
 class ViT(MonaiClassifier):

@@ -136,6 +136,10 @@ class SQET(Network):
         tokens = self.transformer(x.movedim(1, -1)).flatten(1, -2)
         return self.head(self.norm(tokens.mean(1)))  # type: ignore[no-any-return]
 
+    def last_maps(self) -> nn.Module:
+        """Return the module that puts out the last maps: the stem, for every token has looked at all others."""
+        return self.encoder
+
 
 class GatedTransformerLayer(nn.Module):
     """``x ← x + y ⊙ s`` with y = attention(norm(x)) and s = σ(W₂ relu(W₁ mean(y))); then ``x ← x + mlp(norm(x))``.
