@@ -1,22 +1,15 @@
 """The report in headless Chromium: it loads nothing, complains of nothing, draws, and does what its boxes say."""
 
-import html
-import json
-import os
 import re
-import shutil
-import subprocess
 
 import pytest
+from browser import harnessed, needs_browser, pages_on_paper
 from evaluation_maker import evaluated
 
 from medseg_se.reports.case_view import find_images
 from medseg_se.reports.evaluation_page import write_evaluation_report
 
-CHROMIUM = os.environ.get("MEDSEG_SE_CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH; name one in MEDSEG_SE_CHROMIUM")
+pytestmark = needs_browser
 
 # The page in a frame of a given width. What is asked of it is written down as JSON.
 HARNESS = """<!doctype html><body style="margin:0"><iframe id="frame" width="WIDTH" height="3000" style="border:0"
@@ -109,32 +102,10 @@ def page(tmp_path_factory):
     return folder / "report.html"
 
 
-def browse(path, *arguments):
-    """Run Chromium without a network; returns its output and what the console said."""
-    options = ["--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-gpu-sandbox"]
-    options += [
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-        "--enable-logging=stderr",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-    ]
-    options += [f"--user-data-dir={path.parent / 'profile'}", "--virtual-time-budget=12000", "--window-size=1000,1000"]
-    command = [CHROMIUM, *options, *arguments, path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
 def asked(page, width):
     """Return what the harness found out of the page in a frame of this width."""
     first, second = re.findall(r'"rgb":\[(\d+,\d+,\d+)\]', page.read_text(encoding="utf-8"))[:2]
-    harness = HARNESS.replace("COLOURS", f"{{ first: [{first}], second: [{second}] }}").replace("WIDTH", str(width))
-    path = page.with_name(f"harness_{width}.html")
-    path.write_text(harness.replace("PAGE", html.escape(page.read_text(encoding="utf-8"))), encoding="utf-8")
-    text, console = browse(path, "--dump-dom")
-    found = json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', text, re.DOTALL)[1]))
-    assert found["errors"] == []
-    assert console == []
-    return found
+    return harnessed(page, HARNESS.replace("COLOURS", f"{{ first: [{first}], second: [{second}] }}"), width)
 
 
 @pytest.mark.parametrize("width", [900, 390])
@@ -166,9 +137,4 @@ def test_the_viewer_draws_and_obeys_without_a_network(page, width):
 
 
 def test_on_paper_there_are_pictures_and_no_viewer(page, tmp_path):
-    path = tmp_path / "report.html"
-    shutil.copy(page, path)
-    browse(path, "--window-size=600,800", "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'report.pdf'}")
-    content = (tmp_path / "report.pdf").read_bytes()
-    assert content.startswith(b"%PDF")
-    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 12
+    assert 2 <= pages_on_paper(page, tmp_path) <= 12
