@@ -40,6 +40,11 @@ def colours(structures: Structures) -> dict[str, Colour]:
     return {name: chosen[name] for name in structures.names}
 
 
+def class_colours(count: int) -> list[str]:
+    """Return so many colours that are told apart, as CSS writes them, for things that are no structures."""
+    return [hexadecimal(colorsys.hls_to_rgb(*_colour(number))) for number in range(count)]
+
+
 def hexadecimal(colour: Colour) -> str:
     """Return a colour as CSS writes it."""
     return "#" + "".join(f"{round(255 * part):02x}" for part in colour)
