@@ -1,4 +1,4 @@
-"""What attention blocks do by class, on a page: a table along the data flow, and the channels of the most selective gate."""
+"""What attention blocks do by class, on a page: a table along the data flow, and the channels of the gate that tells most."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ def gates_section(gates: ClassGates) -> str:
         Column("95 %"),
         Column(f"< {CLOSED}", note="share of gates that are nearly closed"),
         Column(f"> {OPEN}", note="share of gates that are nearly open"),
-        *(Column(name, note="mean gate over the scans of this class") for name in gates.groups),
         Column("moves by", note="standard deviation between scans, root of the mean over channels"),
         Column("η²"),
         Column("chance"),
@@ -46,23 +45,20 @@ def gates_section(gates: ClassGates) -> str:
     for point in gates.points:
         for kind, gate in gates.statistics[point.name].items():
             found = gates.selectivity.get((point.name, kind))
-            means = [math.nan] * len(gates.groups) if found is None else found.means.mean(axis=1).tolist()
             scores = [math.nan] * 5 if found is None else [found.sd, found.eta2, found.chance, found.epsilon2, found.p_value]
             values = [gate.mean, gate.sd, gate.p5, gate.median, gate.p95]
             shares = [Cell(f"{100 * share:.0f} %", share) for share in (gate.closed, gate.open)]
-            rows.append(
-                [Cell.text(f"{point.name} {kind}"), *map(Cell.of, values), *shares, *map(Cell.of, means), *map(Cell.of, scores)]
-            )
+            rows.append([Cell.text(f"{point.name} {kind}"), *map(Cell.of, values), *shares, *map(Cell.of, scores)])
     table = sortable_table(columns, rows, f"Gates of {blocks} on {sum(gates.groups.values())} scans: {counts}")
     return f'{table}{_channels(gates)}<p class="faint">{safe(_NOTE)}</p>'
 
 
 def _channels(gates: ClassGates) -> str:
-    """Return how far each class's mean gate lies from the channel's mean, at the gate with the largest ε²."""
+    """Return how far each class's mean gate lies from the channel's mean, at the gate that moves most with the class."""
     known = {key: one for key, one in gates.selectivity.items() if not math.isnan(one.epsilon2)}
     if not known:
         return ""
-    (name, kind), found = max(known.items(), key=lambda item: item[1].epsilon2)
+    (name, kind), found = max(known.items(), key=lambda item: item[1].epsilon2 * item[1].sd ** 2)
     centre = found.means.mean(axis=0)
     order = np.argsort(centre)
     departure = (found.means - centre)[:, order]
@@ -76,9 +72,9 @@ def _channels(gates: ClassGates) -> str:
         words = f"gates of {label} at {name}, channel by channel"
         image = f'<img class="pixels" style="height:1.1rem" alt="{safe(words)}" src="{data_uri(stream.getvalue())}">'
         rows.append(f'<div class="strip"><span>{safe(label)}</span>{image}<span></span></div>')
+    ends = [number(float(centre[place])) for place in order[[0, -1]]]
     words = (
-        f"{name} {kind}, the most selective: mean gate by class less the channel's mean over the classes, from −{number(most)} "
-        f"(blue) to +{number(most)} (orange); {len(order)} channels by rising gate ({number(float(centre[order[0]]))} … "
-        f"{number(float(centre[order[-1]]))})"
+        f"{name} {kind}, which moves most with the class: mean gate by class less the channel's mean over the classes, from "
+        f"−{number(most)} (blue) to +{number(most)} (orange); {len(order)} channels by rising gate ({' … '.join(ends)})"
     )
     return f'<p class="faint">{safe(words)}</p><div class="strips">{"".join(rows)}</div>'

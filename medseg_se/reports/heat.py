@@ -136,7 +136,7 @@ def _overlay(evidence: Array, most: float, both: bool) -> bytes:
     share = np.asarray(small) / max(most, 1e-12)
     strength = np.clip(np.abs(share) if both else share, 0, 1)
     colours = np.where((share < 0)[..., None], _ramp(strength, _AGAINST), _ramp(strength, _FOR))
-    alpha = 255 * _STRONGEST * np.sqrt(strength)[..., None]
+    alpha = 255 * _STRONGEST * strength[..., None]
     pixels = np.concatenate([colours, alpha], axis=-1)
     stream = io.BytesIO()
     Image.fromarray(np.rint(pixels).astype(np.uint8), "RGBA").save(stream, "PNG", optimize=True)

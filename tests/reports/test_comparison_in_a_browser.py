@@ -21,7 +21,8 @@ ASK = """
   const line = page.querySelector("#differences .zero").getBoundingClientRect();
   found.zero = (line.left + line.right) / 2;
   found.points = [...page.querySelectorAll("#costs .pareto circle")].map((mark) => mark.getBoundingClientRect().width > 3);
-  const table = page.querySelector("#runs table"), names = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+  const table = page.querySelector("#runs table");
+  const names = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
   const heads = [...table.querySelectorAll("th button")];
   found.heads = heads.map((head) => head.textContent);
   heads[2].click();
