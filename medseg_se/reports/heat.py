@@ -67,7 +67,8 @@ def sections(image: Volume, evidence: Volume | None, is_picture: bool) -> list[S
             place = [int(number) for number in np.unravel_index(int(strength.argmax()), strength.shape)]
         seen = np.isfinite(heat).all(axis=0)
         for axis in range(3):
-            slices = np.flatnonzero(seen.any(axis=tuple(other for other in range(3) if other != axis)))
+            first, second = (other for other in range(3) if other != axis)
+            slices = np.flatnonzero(seen.any(axis=(first, second)))
             if len(slices) < min(3, turned.shape[axis]):  # a network on slices, which saw this one
                 shown, place[axis] = [plane for plane in PLANES if plane.across == axis], int(slices[len(slices) // 2])
     shown = [plane for plane in shown if min(turned.shape[plane.horizontal], turned.shape[plane.vertical]) > 1] or [PLANES[2]]

@@ -15,7 +15,7 @@ from medseg_se.reports.forest import signed
 from medseg_se.reports.judged import Judged
 from medseg_se.reports.judged_tables import figures, numbers_of_cases, summary_table
 from medseg_se.reports.page import facts_table, number, safe, section
-from medseg_se.reports.regression_plots import agreement_plot, error_plot, scatter_plot
+from medseg_se.reports.regression_plots import agreement_plot, error_plot, scatter_plot, unlike_note
 from medseg_se.version import __version__
 
 _HOW_TO = (
@@ -98,7 +98,7 @@ def _plots(judged: Judged) -> str:
         truth, answers = judged.truth[rows, place], judged.answers[rows, place]
         drawn = "".join(plot(name, ids, truth, answers, unlike) for plot in (scatter_plot, agreement_plot, error_plot))
         parts.append(f'<div class="panels">{drawn}</div>')
-    return "".join(parts)
+    return "".join(parts) + unlike_note(unlike)
 
 
 def _body(

@@ -101,8 +101,10 @@ def _figure(panel: Panel, lines: list[str], xs: Array, ys: Array, unlike: Array,
         panel.dot(float(x), float(y), _UNLIKE if odd else _DOT, f"{said}{' (unlike the training)' if odd else ''}")
         for x, y, odd, said in zip(xs, ys, unlike, words, strict=True)
     ]
-    note = ""
-    if np.any(unlike):
-        swatch = f'<span class="swatch" style="background:{_UNLIKE}"></span>'
-        note = f'<p class="faint">{swatch}{safe("unlike the scans of the training")}</p>'
-    return f"<div>{panel.draw([*lines, *dots])}{note}</div>"
+    return f"<div>{panel.draw([*lines, *dots])}</div>"
+
+
+def unlike_note(unlike: Array) -> str:
+    """Return what the colour of a point tells, where some cases are unlike the scans of the training."""
+    swatch = f'<span class="swatch" style="background:{_UNLIKE}"></span>'
+    return f'<p class="faint">{swatch}unlike the scans of the training</p>' if unlike.any() else ""
