@@ -6,18 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medseg_se.analysis.explaining import Explainer
 from medseg_se.data.datalist import Case
 from medseg_se.data.pictures import is_picture, read_picture
 from medseg_se.errors import DataError
 from medseg_se.reports.heat import sections, view
 from medseg_se.reports.page import number, safe
 from medseg_se.volumes import Volume, read_image
+
+if TYPE_CHECKING:
+    from medseg_se.analysis.explaining import Explainer
 
 Array = npt.NDArray[Any]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from medseg_se.analysis.explaining import Explainer
 from medseg_se.errors import DataError, UsageError
 from medseg_se.files import write_text
 from medseg_se.reports.answer_cards import Shown, card
 from medseg_se.reports.page import asset, page, safe, warnings_list
+
+if TYPE_CHECKING:
+    from medseg_se.analysis.explaining import Explainer
 
 LIMIT = 15_000_000
 """Bytes that a page may take: what goes through mail and opens on a telephone."""

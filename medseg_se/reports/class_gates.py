@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from medseg_se.analysis.explaining import ClassGates
 from medseg_se.analysis.gate_statistics import CLOSED, OPEN
 from medseg_se.reports.page import data_uri, number, safe
 from medseg_se.reports.tables import Cell, Column, sortable_table
+
+if TYPE_CHECKING:
+    from medseg_se.analysis.explaining import ClassGates
 
 _RAISED, _LOWERED = np.array([230, 159, 0]), np.array([63, 127, 224])
 _NOTE = (

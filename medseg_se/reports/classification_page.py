@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medseg_se.analysis.explaining import ClassGates, Explainer
 from medseg_se.data.datalist import Case
 from medseg_se.errors import DataError, UsageError
 from medseg_se.reports.answer_cards import Shown, distance_words, probability_bars
 from medseg_se.reports.answer_page import LIMIT, Cards, Contents, check_names, heat_box, links, named, write_page
-from medseg_se.reports.class_gates import gates_section
 from medseg_se.reports.classification_plots import confusion_table, reliability_plot, roc_plot
 from medseg_se.reports.judged import Judged
 from medseg_se.reports.judged_tables import classes_of_cases, figures, interval_words, summary_table
 from medseg_se.reports.page import facts_table, number, safe, section
 from medseg_se.version import __version__
+
+if TYPE_CHECKING:
+    from medseg_se.analysis.explaining import ClassGates, Explainer
 
 _A_CLASS = 16  # scans of a class on which gates are looked at
 _HOW_TO = (
@@ -120,6 +122,12 @@ def _gates(judged: Judged, images: Mapping[str, tuple[Path, ...]], explainer: Ex
     return explainer.gates(cases, classes) if cases else None
 
 
+def _attention(gates: ClassGates) -> str:
+    from medseg_se.reports.class_gates import gates_section  # which needs torch
+
+    return gates_section(gates)
+
+
 def _plots(judged: Judged) -> tuple[str, str]:
     """Return the ROC curves and the reliability plot."""
     answered = judged.chosen >= 0
@@ -155,7 +163,7 @@ def _body(
         ),
         "cases": section("Answers, the most confident errors first", _cards(cards, worst, explainer), "cases"),
         "unlike": section("Unlike the scans of the training", _unlike(cards, odd), "unlike") if odd else "",
-        "gates": section("Attention by class", gates_section(gates), "gates") if gates is not None else "",
+        "gates": "" if gates is None else section("Attention by class", _attention(gates), "gates"),
         "table": section(
             "All cases", classes_of_cases(judged, [*np.flatnonzero(judged.chosen < 0).tolist(), *ranked(judged)]), "table"
         ),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medseg_se.analysis.explaining import Explainer
 from medseg_se.errors import UsageError
 from medseg_se.reports.answer_cards import Shown, distance_words
 from medseg_se.reports.answer_page import LIMIT, Cards, Contents, check_names, heat_box, links, named, write_page
@@ -17,6 +17,9 @@ from medseg_se.reports.judged_tables import figures, numbers_of_cases, summary_t
 from medseg_se.reports.page import facts_table, number, safe, section
 from medseg_se.reports.regression_plots import agreement_plot, error_plot, scatter_plot, unlike_note
 from medseg_se.version import __version__
+
+if TYPE_CHECKING:
+    from medseg_se.analysis.explaining import Explainer
 
 _HOW_TO = (
     "Pictures are shown without what raised and lowered the answers: that needs the model. "

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg_se.reports.forest import signed
-from medseg_se.reports.page import number, safe
+from medseg_se.reports.page import number
 from medseg_se.reports.panel import Panel
 from medseg_se.reports.tables import Scale
 
