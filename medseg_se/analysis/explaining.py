@@ -23,7 +23,7 @@ from medseg_se.data.pictures import read_picture
 from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.scan import read_channels
 from medseg_se.data.whole_scan import WholeScan
-from medseg_se.errors import CheckpointError, MedsegError
+from medseg_se.errors import CheckpointError, DataError, MedsegError
 from medseg_se.hardware import best_device
 from medseg_se.inference.published import read_published
 from medseg_se.networks import build_network
@@ -128,36 +128,56 @@ class Explainer:
         """Whether the network has attention blocks to look at."""
         return bool(Recorder(self.network).blocks)
 
-    def gates(self, cases: Sequence[Case], classes: Sequence[int]) -> ClassGates:
-        """Look at what the attention blocks do on scans of known classes.
+    def gates(self, cases: Sequence[Case], classes: Sequence[int]) -> ClassGates | None:
+        """Look at what the attention blocks do on scans of known classes; those that cannot be read are left out.
 
         Args:
             cases: The cases.
             classes: The class of each.
 
+        Returns:
+            None if no scan can be read.
+
         Raises:
-            DataError: A scan cannot be used, or a gate is not finite.
+            DataError: A gate is not finite.
         """
         points: list[InsertionPoint] = []
         summaries: dict[str, dict[str, GateSummary]] = {}
         gates: dict[tuple[str, str], list[npt.NDArray[Any]]] = {}
+        numbers: list[int] = []
         with Recorder(self.network) as recorder, torch.inference_mode():
-            for scans in self._batches(cases):
+            for scans, labels in self._batches(cases, classes):
                 self.network(scans)
                 seen = recorder.take()
                 points = points or recorder.points(seen, tuple(scans.shape[2:]))
+                numbers += labels
                 for point in points:
                     for kind, gate in seen[point.path].gates.items():
                         summaries.setdefault(point.name, {}).setdefault(kind, GateSummary()).add(gate)
                         if is_channel_gate(kind):
                             gates.setdefault((point.name, kind), []).append(gate.flatten(1).float().cpu().numpy())
-        numbers = np.asarray(classes)
-        found = {key: selectivity(np.concatenate(rows), numbers) for key, rows in gates.items()}
-        statistics = {name: {kind: one.result() for kind, one in kinds.items()} for name, kinds in summaries.items()}
+        if not numbers:
+            return None
+        found = {key: selectivity(np.concatenate(rows), np.array(numbers)) for key, rows in gates.items()}
+        statistics = {
+            point.name: {kind: one.result() for kind, one in summaries.get(point.name, {}).items()} for point in points
+        }
         present, counts = np.unique(numbers, return_counts=True)
         groups = {self.names[number]: int(count) for number, count in zip(present, counts, strict=True)}
         return ClassGates(tuple(points), statistics, groups, found)
 
-    def _batches(self, cases: Sequence[Case]) -> Iterator[Tensor]:
-        for start in range(0, len(cases), _BATCH):
-            yield torch.stack([self.scan.read(case) for case in cases[start : start + _BATCH]]).to(self.device)
+    def _batches(self, cases: Sequence[Case], classes: Sequence[int]) -> Iterator[tuple[Tensor, list[int]]]:
+        held: list[tuple[Tensor, int]] = []
+        for case, label in zip(cases, classes, strict=True):
+            try:
+                held.append((self.scan.read(case), label))
+            except DataError:
+                continue
+            if len(held) == _BATCH:
+                yield self._batch(held)
+                held = []
+        if held:
+            yield self._batch(held)
+
+    def _batch(self, held: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, list[int]]:
+        return torch.stack([scan for scan, _ in held]).to(self.device), [label for _, label in held]

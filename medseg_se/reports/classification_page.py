@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medseg_se.data.datalist import Case
-from medseg_se.errors import DataError, UsageError
+from medseg_se.errors import UsageError
 from medseg_se.reports.answer_cards import Shown, distance_words, probability_bars
 from medseg_se.reports.answer_page import LIMIT, Cards, Contents, check_names, heat_box, links, named, write_page
 from medseg_se.reports.classification_plots import confusion_table, reliability_plot, roc_plot
@@ -105,21 +105,11 @@ def _gates(judged: Judged, images: Mapping[str, tuple[Path, ...]], explainer: Ex
     """Return what the gates do on the first scans of each true class, as far as they can be read."""
     if explainer is None or not explainer.has_gates:
         return None
-    cases, classes = [], []
+    chosen: list[tuple[Case, int]] = []
     for label in range(len(judged.names)):
-        taken = 0
-        for row in np.flatnonzero((judged.truth == label) & (judged.chosen >= 0)).tolist():
-            case = Case(judged.ids[row], images.get(judged.ids[row], ()))
-            if taken == _A_CLASS or not case.images:
-                continue
-            try:
-                explainer.scan.read(case)
-            except DataError:
-                continue
-            cases.append(case)
-            classes.append(label)
-            taken += 1
-    return explainer.gates(cases, classes) if cases else None
+        members = [judged.ids[row] for row in np.flatnonzero(judged.truth == label).tolist()]
+        chosen += [(Case(name, images[name]), label) for name in members if images.get(name)][:_A_CLASS]
+    return explainer.gates([case for case, _ in chosen], [label for _, label in chosen])
 
 
 def _attention(gates: ClassGates) -> str:

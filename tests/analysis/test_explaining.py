@@ -50,7 +50,9 @@ def test_gates_are_summed_up_by_class(tmp_path):
     explainer = Explainer.load(write_checkpoint(tmp_path / "a.ckpt", CLASSES, (16, 16), gated=True), "cpu")
     assert explainer.has_gates
     cases = [Case(f"{kind}{n}", (pictures / kind / f"{n}.png",)) for kind in CLASSES[:2] for n in range(5)]
-    found = explainer.gates(cases, [0] * 5 + [1] * 5)
+    gone = Case("gone", (pictures / "none.png",))
+    assert explainer.gates([gone], [0]) is None
+    found = explainer.gates([*cases[:3], gone, *cases[3:]], [0] * 6 + [1] * 5)
     assert found.groups == {"dark": 5, "left": 5}
     (point,) = found.points
     gates = found.statistics[point.name]["channel"]
