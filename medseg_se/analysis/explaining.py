@@ -18,13 +18,15 @@ from medseg_se.analysis.gates import InsertionPoint, Recorder, is_channel_gate
 from medseg_se.analysis.grad_cam import grad_cam, last_maps
 from medseg_se.analysis.selectivity import Selectivity, selectivity
 from medseg_se.checkpoints import read_checkpoint, reason
-from medseg_se.data.datalist import Case
-from medseg_se.data.pictures import read_picture
+from medseg_se.data.datalist import Case, read_datalist
+from medseg_se.data.pictures import NO_STRUCTURES, SUFFIXES, is_picture, read_picture
 from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.scan import read_channels
 from medseg_se.data.whole_scan import WholeScan
 from medseg_se.errors import CheckpointError, DataError, MedsegError
+from medseg_se.files import files_below
 from medseg_se.hardware import best_device
+from medseg_se.inference.inputs import find_cases
 from medseg_se.inference.published import read_published
 from medseg_se.networks import build_network
 from medseg_se.volumes import Volume
@@ -67,6 +69,8 @@ class Explainer:
         self.network, self.device, self.path = network.to(device).eval(), device, path
         self.task: str = description["task"]
         self.names: tuple[str, ...] = tuple(data[_KEYS[self.task]])
+        targets = description.get("targets") or {"mean": [0.0], "std": [1.0]}  # of a regression, whose network knows neither
+        self._mean, self._spread = (np.array(targets[name], dtype=np.float64) for name in ("mean", "std"))
         preprocessing = Preprocessing.from_dict(data["preprocessing"])
         self.scan = WholeScan(preprocessing, tuple(data["size"]), network.in_channels, data["flat_axis"], data["colour"])  # type: ignore[arg-type]
 
@@ -83,7 +87,7 @@ class Explainer:
             UsageError: The device does not exist, or the network has no maps to look at.
         """
         path = Path(path)
-        description, state, _ = read_published(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+        description, state, _ = _read(path)
         task = description.get("task", "segmentation")
         if task not in _KEYS:
             raise CheckpointError(f"Expected a checkpoint of a classification or regression, but {path} is of a {task}.")
@@ -101,6 +105,16 @@ class Explainer:
             ) from error
         last_maps(found.network)
         return found
+
+    def answers(self, case: Case) -> npt.NDArray[np.float64]:
+        """Return the scores of the classes before the softmax, or the numbers in their own units.
+
+        Raises:
+            DataError: The scan cannot be used.
+        """
+        with torch.inference_mode():
+            found: Tensor = self.network(self.scan.read(case)[None].to(self.device)).double()[0].cpu()
+        return found.numpy() * self._spread + self._mean
 
     def evidence(self, case: Case, wanted: Sequence[int]) -> Volume:
         """Return the evidence for some answers on the scan's own grid, float32 (K, I, J, K); NaN where nothing was seen.
@@ -181,3 +195,39 @@ class Explainer:
 
     def _batch(self, held: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, list[int]]:
         return torch.stack([scan for scan, _ in held]).to(self.device), [label for _, label in held]
+
+
+def task_of(path: Path) -> str:
+    """Return the task of a checkpoint: segmentation, classification or regression.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
+    description, _, _ = _read(path)
+    return str(description.get("task", "segmentation"))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    return read_published(path) if path.suffix == ".safetensors" else read_checkpoint(path)
+
+
+def find_whole_scans(names: Sequence[str], explainer: Explainer) -> list[Case]:
+    """Return the cases that files, folders and datasets name, as the network takes them: pictures, or scans.
+
+    Raises:
+        DataError: Something does not exist, or holds no picture or scan.
+    """
+    if explainer.scan.colour is None:
+        return find_cases(names, explainer.scan.channels)
+    cases: list[Case] = []
+    for name in names:
+        path = Path(name)
+        if not path.is_dir():
+            listed = path.suffix.lower() in (".json", ".csv")
+            cases += read_datalist(path, NO_STRUCTURES).training if listed else [Case(path.as_posix(), (path,))]
+            continue
+        pictures = [one for one in files_below(path) if is_picture(one)]
+        if not pictures:
+            raise DataError(f"Expected {path} to hold pictures ({', '.join(SUFFIXES)}), but it holds none.")
+        cases += [Case(one.as_posix(), (one,)) for one in pictures]
+    return cases

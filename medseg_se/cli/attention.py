@@ -24,12 +24,14 @@ def inspect(
 ) -> int:
     """See what attention does inside a network on one scan: its gates, where they open, and how selective they are.
 
-    Writes inspect.json, inspect.png and a map of every gate that varies in space, on the scan's own grid.
+    Writes inspect.json, inspect.png and a map of every gate that varies in space, on the scan's own grid. Of a classification
+    or regression, it takes any number of scans, and writes inspect.json and inspect.html: each scan with Grad-CAM, and the
+    gates by class where there is attention; the options from `label` on are not for these, but for `device`.
 
     Args:
-        checkpoint: A checkpoint written by `medseg-se fit`, of a network with attention.
-        scan: The scan: one file, or one a channel.
-        output: Folder for inspect.json, inspect.png and the maps.
+        checkpoint: A checkpoint written by `medseg-se fit`; of a segmentation, of a network with attention.
+        scan: The scan: one file, or one a channel. Of a classification or regression, files and folders.
+        output: Folder for what is written.
         label: The scan's label map, which says where the structures are; the model's own prediction if not given.
         device: auto, cpu, cuda, cuda:1 or mps.
         overlap: Share of a tile that its neighbour covers too.
@@ -40,6 +42,7 @@ def inspect(
 
     from rich.console import Console
 
+    from medseg_se.analysis.explaining import task_of
     from medseg_se.analysis.inspection import check_folder, inspect_scan
     from medseg_se.analysis.watched import WatchedModel
     from medseg_se.data.scan import read_truth
@@ -50,11 +53,13 @@ def inspect(
     from medseg_se.optional import load_optional
     from medseg_se.reports.gates import gates_page
 
-    load_optional("matplotlib")  # missing, it is to be said at once
     keep_freed_memory()
-    check_overlap(overlap)
     folder = Path(output)
     check_folder(folder)
+    if task_of(Path(checkpoint)) != "segmentation":
+        return _inspect_whole_scans(checkpoint, scan, folder, device)
+    load_optional("matplotlib")  # missing, it is to be said at once
+    check_overlap(overlap)
     model = WatchedModel.load(checkpoint, device)
     found = find_cases(scan, len(model.channels))
     if len(found) != 1:
@@ -70,6 +75,25 @@ def inspect(
     result.render(console)
     written = f"Written to {folder}: inspect.json, inspect.png and {len(result.recording.maps)} maps"
     console.print(written, highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def _inspect_whole_scans(checkpoint: str, scans: list[str], folder: Path, device: str) -> int:
+    from rich.console import Console
+
+    from medseg_se.analysis.explaining import Explainer, find_whole_scans
+    from medseg_se.reports.explained_page import write_explained
+
+    explainer = Explainer.load(checkpoint, device)
+    cases = find_whole_scans(scans, explainer)
+    made = write_explained(explainer, cases, folder)
+    Console().print(
+        f"Written to {folder}: inspect.json, and inspect.html ({made.size / 1e6:.1f} MB) with {made.pictured} of {len(cases)} "
+        "scans in pictures",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
     return 0
 
 

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 _RAISED, _LOWERED = np.array([230, 159, 0]), np.array([63, 127, 224])
 _NOTE = (
-    "η² is the share of the channel gates' variance between scans that lies between their true classes; chance is its mean if "
+    "η² is the share of the channel gates' variance between scans that lies between classes; chance is its mean if "
     "classes were dealt at random, and ε² is η² without it: 0 at random, 1 at best. A gate moves by its standard deviation "
     "between scans; where that is next to nothing, so is what a large η² means. p is of each insertion point by itself. What "
     "differs between classes need not be the disease: another scanner or another plane moves gates too."
 )
 
 
-def gates_section(gates: ClassGates) -> str:
-    """Return the summary of the gates over scans of several classes."""
+def gates_section(gates: ClassGates, by: str = "true class") -> str:
+    """Return the summary of the gates over scans of several classes; `by` says which class of a scan that is."""
     counts = ", ".join(f"{name} {count}" for name, count in gates.groups.items())
     blocks = ", ".join(dict.fromkeys(point.block for point in gates.points))
     columns = [
@@ -52,7 +52,7 @@ def gates_section(gates: ClassGates) -> str:
             values = [gate.mean, gate.sd, gate.p5, gate.median, gate.p95]
             shares = [Cell(f"{100 * share:.0f} %", share) for share in (gate.closed, gate.open)]
             rows.append([Cell.text(f"{point.name} {kind}"), *map(Cell.of, values), *shares, *map(Cell.of, scores)])
-    table = sortable_table(columns, rows, f"Gates of {blocks} on {sum(gates.groups.values())} scans: {counts}")
+    table = sortable_table(columns, rows, f"Gates of {blocks} on {sum(gates.groups.values())} scans, by {by}: {counts}")
     return f'{table}{_channels(gates)}<p class="faint">{safe(_NOTE)}</p>'
 
 

@@ -1,11 +1,16 @@
 import json
 
+import known_classifier
 import numpy as np
 import pytest
+import torch
+from known_classifier import Sides
 from known_network import write_checkpoint
+from whole_scans import CLASSES, write_ages, write_pictures
 
 from medseg_se.cli.attention import split_names
 from medseg_se.cli.main import main
+from medseg_se.networks import NETWORKS
 
 TINY = ["--spatial_dims", "2", "--size", "16", "--channels", "4,8", "--device", "cpu", "--repeats", "1"]
 
@@ -93,3 +98,51 @@ def test_cost_lists_what_papers_claim_beside_what_is_counted(tmp_path, capsys):
 def test_an_unknown_block_is_one_line(capsys):
     assert main(["cost", "--attention", "scsee"]) == 2
     assert "Did you mean 'scse'?" in capsys.readouterr().err
+
+
+def test_inspect_shows_what_speaks_for_the_answers_of_a_classifier(tmp_path, call, refused, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "sides", Sides)
+    pictures = write_pictures(tmp_path / "pictures", each=3)
+    path = known_classifier.write_checkpoint(tmp_path / "a.ckpt", CLASSES, (16, 16), gated=True)
+    output = tmp_path / "seen"
+    code, said, _ = call(
+        "inspect",
+        str(path),
+        str(pictures / "left"),
+        str(pictures / "right" / "0.png"),
+        "--output",
+        str(output),
+        "--device",
+        "cpu",
+    )
+    assert code == 0
+    assert "4 of 4 scans in pictures" in said
+    content = json.loads((output / "inspect.json").read_text(encoding="utf-8"))
+    assert [scan["case"] for scan in content["scans"]] == [*(f"{scans[0]}/{number}.png" for number in range(3)), scans[1]]
+    chosen = [content["names"][int(np.argmax(scan["answers"]))] for scan in content["scans"]]
+    assert chosen == ["left", "left", "left", "right"]
+    (point,) = content["insertion_points"]
+    assert point["gates"]["channel"]["n"] == 8
+    assert point["selectivity"]["channel"]["n"] == 4
+    page = (output / "inspect.html").read_text(encoding="utf-8")
+    assert page.count("<article") == 4
+    assert "by answered class: left 3, right 1" in page
+    assert "No such file" in refused("inspect", str(path), str(tmp_path / "none.png"), "--output", str(output))
+    (tmp_path / "empty").mkdir()
+    assert "holds none" in refused("inspect", str(path), str(tmp_path / "empty"), "--output", str(output))
+
+
+def test_inspect_shows_a_regression_in_the_units_of_its_number(tmp_path, call, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "sides", Sides)
+    heads = write_ages(tmp_path / "heads", cases=2, test=0)
+    path = known_classifier.write_checkpoint(tmp_path / "a.ckpt", ["age"], (8, 8, 8), "regression")
+    content = torch.load(path, weights_only=True)
+    scores = []
+    for mean, spread in ((0.0, 1.0), (50.0, 10.0)):
+        content["medseg_se"]["targets"] = {"mean": [mean], "std": [spread]}
+        torch.save(content, path)
+        assert call("inspect", str(path), str(heads / "images"), "--output", str(tmp_path / "seen"), "--device", "cpu")[0] == 0
+        found = json.loads((tmp_path / "seen" / "inspect.json").read_text(encoding="utf-8"))
+        scores.append([scan["answers"][0] for scan in found["scans"]])
+    np.testing.assert_allclose(scores[1], 50 + 10 * np.array(scores[0]))
+    assert (tmp_path / "seen" / "inspect.html").read_text(encoding="utf-8").count('class="heat"') == 6
