@@ -3,11 +3,11 @@
 import numpy as np
 from whole_scans import CLASSES, write_ages, write_pictures
 
+from medseg_se.evaluation.judged import Judged
 from medseg_se.evaluation.statistics.bootstrap import Interval, mean_interval
 from medseg_se.evaluation.statistics.calibration import reliability
 from medseg_se.evaluation.statistics.proportions import wilson_interval
 from medseg_se.evaluation.statistics.roc import one_vs_rest
-from medseg_se.reports.judged import Judged
 
 
 def judged_classes(folder, each=6):

@@ -15,6 +15,7 @@ from medseg_se.cli.networks import networks
 from medseg_se.cli.planning import plan
 from medseg_se.cli.prediction import predict
 from medseg_se.cli.reporting import report
+from medseg_se.errors import UsageError
 
 __all__ = [
     "check",
@@ -98,14 +99,17 @@ def evaluate(
     lesions: str | None = None,
     resample: bool = False,
     workers: int | None = None,
+    target: str | None = None,
 ) -> int:
     """Compare predictions with the truth: overlap, volumes and surface distances per structure and case, with intervals and n.
 
-    Missing predictions count as failures. Exit code 1 if there is any. What each measure means: docs/evaluation.md.
+    Of classes or numbers instead of label maps: accuracy, recall, precision, F1, AUC, calibration and confusions, or errors and
+    correlation. Missing predictions count as failures. Exit code 1 if there is any. What each measure means:
+    docs/evaluation.md.
 
     Args:
-        predictions: Folder of label maps, as `medseg-se predict` writes it.
-        truth: Folder of label maps, or a dataset.
+        predictions: Folder of label maps or answers, as `medseg-se predict` writes it.
+        truth: Folder of label maps, or a dataset; of classes, also a folder of one folder a class.
         structures: JSON file or dataset that gives the label values; taken from the truth where that is a dataset.
         output: Folder for evaluation.csv and evaluation.json; the predictions' folder if not given.
         metrics: Measures with commas between, such as dice,hd95_mm,nsd; all but lesions if not given.
@@ -114,12 +118,23 @@ def evaluate(
         lesions: Count connected components, too, which match if they share a voxel (any) or have at least this IoU.
         resample: Resample a prediction on another grid to that of the truth, by nearest voxel; otherwise it is a failure.
         workers: Cases judged at the same time.
+        target: Of answers that are classes: the attribute with the true class, "class" if not given.
     """
-    from medseg_se.cli.results import show_evaluation
+    from medseg_se.cli.results import show_answers, show_evaluation
     from medseg_se.data.datalist import read_structures
+    from medseg_se.evaluation.answers import holds_answers, judge_answers
     from medseg_se.evaluation.criteria import read_tolerance
     from medseg_se.evaluation.evaluate import evaluate as judge
 
+    if holds_answers(Path(predictions)):
+        for name, value in (("structures", structures), ("lesions", lesions), ("resample", resample or None)):
+            if value is not None:
+                raise UsageError(f"`{name}` is for label maps, but {predictions} holds answers about whole scans.")
+        judged = judge_answers(predictions, truth, target)
+        show_answers(judged, Path(output or predictions))
+        return 1 if judged.failed else 0
+    if target is not None:
+        raise UsageError(f"`target` is for answers about whole scans, but {predictions} holds no predictions.csv.")
     result = judge(
         predictions,
         truth,

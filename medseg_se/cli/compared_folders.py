@@ -21,15 +21,7 @@ from medseg_se.structures import Structures
 
 def read_folders(words: list[str], truth: str | None, structures: str | None, measure: str) -> list[Compared]:
     """Return the runs in folders, judged where they are not yet."""
-    known, named = read_structures(structures) if structures else None, dict[str, list[Path]]()
-    for word in words:
-        name, equals, listed = word.partition("=")
-        whole = not equals or Path(word).exists()
-        folders = [Path(word)] if whole else [Path(part) for part in listed.split(",")]
-        own = _short(Path(word), words) if whole else name
-        if own in named:
-            raise UsageError(f"Expected every run to have a name of its own, but two are called {own}. Write NAME=FOLDER.")
-        named[own] = folders
+    known, named = read_structures(structures) if structures else None, named_folders(words)
     in_order = len({len(folders) for folders in named.values()}) == 1  # then they are taken to be of the same seeds
     return [
         Compared(
@@ -41,6 +33,20 @@ def read_folders(words: list[str], truth: str | None, structures: str | None, me
         )
         for name, folders in named.items()
     ]
+
+
+def named_folders(words: list[str]) -> dict[str, list[Path]]:
+    """Return name → folders of words such as FOLDER, NAME=FOLDER or NAME=FOLDER,FOLDER."""
+    named = dict[str, list[Path]]()
+    for word in words:
+        name, equals, listed = word.partition("=")
+        whole = not equals or Path(word).exists()
+        folders = [Path(word)] if whole else [Path(part) for part in listed.split(",")]
+        own = _short(Path(word), words) if whole else name
+        if own in named:
+            raise UsageError(f"Expected every run to have a name of its own, but two are called {own}. Write NAME=FOLDER.")
+        named[own] = folders
+    return named
 
 
 def _short(folder: Path, words: list[str]) -> str:

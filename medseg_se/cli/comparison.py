@@ -28,7 +28,8 @@ def compare(
     """Tell whether runs differ: paired differences with intervals and corrected tests, costs, figures, and a verdict in words.
 
     `medseg-se compare A B C --truth DATA` compares finished folders, of predictions or with an evaluation.json, with the first
-    of them. `NAME=SEED_1,SEED_2` is one run of several seeds, which are averaged within each case.
+    of them. `NAME=SEED_1,SEED_2` is one run of several seeds, which are averaged within each case. Of classifiers, what each
+    gets right is compared, class by class, and the areas under the ROC curves.
 
     `medseg-se compare EXPERIMENT.yaml --output FOLDER` trains a grid of networks, blocks, reductions, places, folds and seeds,
     alike in data order, augmentation, weights at the start and budget, judges every run on held-out cases, and compares each
@@ -52,6 +53,7 @@ def compare(
         workers: How many workers take runs at the same time, with an executor.
         cluster: Parameters of submitit, such as timeout_min=600,slurm_partition=gpu,gpus_per_node=1.
     """
+    from medseg_se.cli.compared_answers import are_answers, compare_answers
     from medseg_se.cli.compared_folders import compare_folders, read_folders, write
 
     experiment = _experiment(runs)
@@ -69,6 +71,11 @@ def compare(
     if wrong:
         kind = "folders, but an experiment is given" if experiment else "an experiment, but folders are given"
         raise UsageError(f"`{wrong[0]}` is for a comparison of {kind}.")
+    if experiment is None and are_answers(runs):
+        if structures is not None or measure != "dice" or correction != "holm" or seeds != "average":
+            raise UsageError("`structures`, `measure`, `correction` and `seeds` are for label maps, but these are classifiers.")
+        compare_answers(runs, truth, reference, Path(output) if output else None)
+        return 0
     if experiment is None:
         folders = read_folders(runs, truth, structures, measure)
         result = compare_folders(folders, reference, measure, correction, seeds)

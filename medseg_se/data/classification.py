@@ -42,9 +42,7 @@ class ClassificationData(WholeScanData):
             )
 
     def _class_of(self, case: Case) -> str:
-        value = _attribute(case, self.targets[0], self.datalist.source)
-        # JSON may hold 1, 1.0 and "1" for the same class.
-        return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+        return class_name(_attribute(case, self.targets[0], self.datalist.source))
 
     def encode(self, cases: Sequence[Case]) -> Tensor:
         """Return class numbers (N,).
@@ -72,6 +70,11 @@ class ClassificationData(WholeScanData):
     def describe_targets(self) -> dict[str, Any]:
         """Return the attribute and the names of its classes."""
         return {"target": self.targets[0], "classes": list(self.classes)}
+
+
+def class_name(value: Any) -> str:
+    """Return the name of a class as an attribute gives it; JSON may hold 1, 1.0 and "1" for the same one."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 class RegressionData(WholeScanData):

@@ -84,10 +84,11 @@ def from_document(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _case_to_dict(case: CaseResult, folder: Path) -> dict[str, Any]:
-    return {**vars(case), "truth": _relative(case.truth, folder), "prediction": _relative(case.prediction, folder)}
+    return {**vars(case), "truth": relative(case.truth, folder), "prediction": relative(case.prediction, folder)}
 
 
-def _relative(path: Path | None, folder: Path) -> str | None:
+def relative(path: Path | None, folder: Path) -> str | None:
+    """Return where a file lies as seen from a folder; whole where it lies on another drive."""
     if path is None:
         return None
     try:

@@ -28,9 +28,9 @@ _BESIDE = {
 def render(evaluation: Evaluation, policy: str, console: Console) -> None:
     """Print the table of structures, then what went wrong, how things are defined, and the policy."""
     console.print(_table(evaluation))
-    _print_listed(console, "Failed predictions, counted as empty", evaluation.failures, "bold red")
-    _print_listed(console, "Not judged, because the truth cannot be read", evaluation.unjudged, "bold red")
-    _print_listed(console, "Resampled onto the grid of the truth", evaluation.resampled, "yellow")
+    print_listed(console, "Failed predictions, counted as empty", evaluation.failures, "bold red")
+    print_listed(console, "Not judged, because the truth cannot be read", evaluation.unjudged, "bold red")
+    print_listed(console, "Resampled onto the grid of the truth", evaluation.resampled, "yellow")
     if evaluation.extra:
         extra = ", ".join(evaluation.extra)
         console.print(Text(f"Predicted without truth, not judged ({len(evaluation.extra)}): {extra}", "yellow"))
@@ -107,7 +107,8 @@ def _notes(evaluation: Evaluation) -> list[str]:
     return notes
 
 
-def _print_listed(console: Console, heading: str, reasons: Mapping[str, str], style: str) -> None:
+def print_listed(console: Console, heading: str, reasons: Mapping[str, str], style: str) -> None:
+    """Print cases, each with what is to be said of it, if there are any."""
     if reasons:
         console.print(Text(f"{heading} ({len(reasons)}):", style))
     for name, reason in reasons.items():

@@ -10,10 +10,10 @@ import numpy as np
 
 from medseg_se.data.datalist import Case
 from medseg_se.errors import UsageError
+from medseg_se.evaluation.judged import Judged
 from medseg_se.reports.answer_cards import Shown, distance_words, probability_bars
 from medseg_se.reports.answer_page import LIMIT, Cards, Contents, check_names, heat_box, links, named, write_page
 from medseg_se.reports.classification_plots import confusion_table, reliability_plot, roc_plot
-from medseg_se.reports.judged import Judged
 from medseg_se.reports.judged_tables import classes_of_cases, figures, interval_words, summary_table
 from medseg_se.reports.page import facts_table, number, safe, section
 from medseg_se.version import __version__

@@ -65,7 +65,7 @@ def sections(image: Volume, evidence: Volume | None, is_picture: bool) -> list[S
         strength = np.nan_to_num(np.abs(heat)).max(axis=0)
         if strength.any():
             place = [int(number) for number in np.unravel_index(int(strength.argmax()), strength.shape)]
-        seen = np.isfinite(heat).all(axis=0)
+        seen: npt.NDArray[np.bool_] = np.asarray(np.isfinite(heat).all(axis=0))
         for axis in range(3):
             first, second = (other for other in range(3) if other != axis)
             slices = np.flatnonzero(seen.any(axis=(first, second)))

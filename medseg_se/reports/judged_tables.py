@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from medseg_se.evaluation.judged import Judged
 from medseg_se.evaluation.statistics.bootstrap import Interval
 from medseg_se.reports.answer_cards import distance_words
 from medseg_se.reports.forest import signed
-from medseg_se.reports.judged import Judged
 from medseg_se.reports.page import number, safe
 from medseg_se.reports.tables import Cell, Column, sortable_table
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medseg_se.errors import UsageError
+from medseg_se.evaluation.judged import Judged
 from medseg_se.reports.answer_cards import Shown, distance_words
 from medseg_se.reports.answer_page import LIMIT, Cards, Contents, check_names, heat_box, links, named, write_page
 from medseg_se.reports.forest import signed
-from medseg_se.reports.judged import Judged
 from medseg_se.reports.judged_tables import figures, numbers_of_cases, summary_table
 from medseg_se.reports.page import facts_table, number, safe, section
 from medseg_se.reports.regression_plots import agreement_plot, error_plot, scatter_plot, unlike_note

@@ -118,7 +118,8 @@ def test_inspect_shows_what_speaks_for_the_answers_of_a_classifier(tmp_path, cal
     assert code == 0
     assert "4 of 4 scans in pictures" in said
     content = json.loads((output / "inspect.json").read_text(encoding="utf-8"))
-    assert [scan["case"] for scan in content["scans"]] == [*(f"{scans[0]}/{number}.png" for number in range(3)), scans[1]]
+    names = [scan["case"] for scan in content["scans"]]
+    assert names == [*(str(pictures / "left" / f"{number}.png") for number in range(3)), str(pictures / "right" / "0.png")]
     chosen = [content["names"][int(np.argmax(scan["answers"]))] for scan in content["scans"]]
     assert chosen == ["left", "left", "left", "right"]
     (point,) = content["insertion_points"]
