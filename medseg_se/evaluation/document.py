@@ -36,6 +36,7 @@ def to_document(evaluation: Evaluation, policy: str, path: Path) -> dict[str, An
         "tolerances": dict(evaluation.tolerances),
         "lesions": evaluation.lesions,
         "mean_foreground": evaluation.mean_foreground,
+        "mean_foreground_interval": _interval(evaluation),
         "summary": {
             measure: {name: asdict(spread) for name, spread in evaluation.summary(measure).items()}
             for measure in evaluation.measures
@@ -81,6 +82,11 @@ def from_document(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} is a damaged evaluation ({type(error).__name__}: {error}). Run `medseg-se evaluate` again."
         ) from error
+
+
+def _interval(evaluation: Evaluation) -> dict[str, Any]:
+    interval = evaluation.foreground_interval
+    return {"low": interval.low, "high": interval.high, "n": interval.n, "reason": interval.reason}
 
 
 def _case_to_dict(case: CaseResult, folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from medseg_se.evaluation import document, table
 from medseg_se.evaluation.case import CaseResult
 from medseg_se.evaluation.criteria import Criteria
 from medseg_se.evaluation.spread import Spread, spread
+from medseg_se.evaluation.statistics.bootstrap import Interval
+from medseg_se.evaluation.statistics.foreground import mean_of_means_interval
 from medseg_se.files import write_json, write_text
 from medseg_se.metrics.lesions import Matching
 from medseg_se.metrics.measures import MEASURES
@@ -30,7 +33,8 @@ POLICY = (
     "something, and the number of infinite ones is given. "
     "A missing, failed or unusable prediction counts as an empty one. "
     "Voxels whose truth is unknown (the ignore value) are left out. "
-    "The mean over foreground is the mean of the structures' means, regions aside."
+    "The mean over foreground is the mean of the structures' means, regions aside; its "
+    "interval is of subjects resampled with all their structures."
 )
 
 
@@ -89,6 +93,12 @@ class Evaluation:
         summary = self.summary(measure)
         means = [summary[name].mean for name in self.structures.names if summary[name].n]
         return float(np.mean(means)) if means else np.nan
+
+    @cached_property
+    def foreground_interval(self) -> Interval:
+        """The mean over foreground of Dice with its 95 % bootstrap interval, subjects resampled with all their structures."""
+        table = [[case.dice[name] for case in self.cases] for name in self.structures.names]
+        return mean_of_means_interval(table, [case.group for case in self.cases], limits=MEASURES["dice"].limits)
 
     def summary(self, measure: str = "dice") -> dict[str, Spread]:
         """Return the spread of a measure over the cases, for each structure and region."""

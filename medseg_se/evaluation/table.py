@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from medseg_se.evaluation.spread import Spread
+from medseg_se.evaluation.statistics.bootstrap import Interval
+from medseg_se.evaluation.verdict import MEAN
 from medseg_se.metrics.measures import DISTANCES, names
 
 if TYPE_CHECKING:
@@ -78,15 +80,14 @@ def _table(evaluation: Evaluation) -> Table:
             Text(f"{show_number(spread.worst)} {spread.worst_case or ''}"),
         )
     counted = sum(dice[name].n > 0 for name in evaluation.structures.names)
-    blank = " " * len("[0.000, 0.000]")
     table.add_section()
     over = f"{counted} structure{'' if counted == 1 else 's'}"
-    mean = f"{show_number(evaluation.mean_foreground)} {blank}"
-    table.add_row("mean over foreground", mean, *[""] * (len(beside) + 2), over, style="bold")
+    mean = f"{show_number(evaluation.mean_foreground)} {_interval(evaluation.foreground_interval)}"
+    table.add_row(MEAN, Text(mean), *[""] * (len(beside) + 2), over, style="bold")
     return table
 
 
-def _interval(spread: Spread) -> str:
+def _interval(spread: Spread | Interval) -> str:
     return f"[{show_number(spread.low)}, {show_number(spread.high)}]" if spread.reason is None else "[no interval]"
 
 
@@ -97,6 +98,9 @@ def _notes(evaluation: Evaluation) -> list[str]:
     for name, spread in evaluation.summary().items():
         if spread.reason is not None and spread.n:
             reasons.setdefault(spread.reason, []).append(name)
+    whole = evaluation.foreground_interval
+    if whole.reason is not None and whole.n:
+        reasons.setdefault(whole.reason, []).append(MEAN)
     notes += [f"No interval: {reason} ({', '.join(structures)})." for reason, structures in reasons.items()]
     measured = next((measure for measure in evaluation.measures if measure in names(DISTANCES) and measure != "nsd"), None)
     if measured:

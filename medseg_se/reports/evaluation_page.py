@@ -137,10 +137,19 @@ def _head(evaluation: Evaluation, title: str, with_viewer: bool) -> str:
     return (
         f'<h1>{safe(title)}</h1>\n<p class="faint">{count} case{"s" * (count != 1)}, {structures} structure'
         f"{'s' * (structures != 1)}; medseg-se {__version__}</p>\n"
-        f'<p><span class="large">{number(evaluation.mean_foreground)}</span> mean Dice of the structures</p>\n'
+        f'<p><span class="large">{number(evaluation.mean_foreground)}</span> mean Dice of the structures{_interval(evaluation)}'
+        "</p>\n"
         + "".join(_warning(words, cases, broken) for words, cases, broken in warned)
         + f'<nav class="screen" aria-label="Sections"><ul>{listed}</ul></nav>'
     )
+
+
+def _interval(evaluation: Evaluation) -> str:
+    """Return the interval of the mean over foreground, or why there is none, in words."""
+    found = evaluation.foreground_interval
+    if found.reason is None:
+        return f", 95 % interval [{number(found.low)}, {number(found.high)}]"
+    return f' <small class="faint">(no interval: {safe(found.reason)})</small>' if found.n else ""
 
 
 def _warning(words: str, cases: Mapping[str, str], broken: bool) -> str:
@@ -186,7 +195,10 @@ def _how(evaluation: Evaluation, cards: Sequence[Card], limit: int) -> Facts:
     return [
         ("policy", POLICY),
         *(("definitions", sentence) for sentence in evaluation.criteria.sentences()),
-        ("intervals", "95 %, bootstrap of the mean; subjects are resampled"),
+        (
+            "intervals",
+            "95 %, bootstrap of the mean; subjects are resampled, with all their structures for the mean of the structures",
+        ),
         ("size", size),
         ("not for diagnosis", "Made for judging software, with scans that are cut, windowed and coarsened."),
     ]

@@ -89,6 +89,23 @@ def test_summary_counts_only_cases_with_the_structure(folders):
     assert not evaluation.failed
 
 
+def test_the_mean_over_foreground_has_an_interval_of_whole_subjects(folders):
+    predictions, truth = folders
+    for name, shift, right in (("a", 0, 3), ("b", 1, 4), ("c", 2, 2), ("d", 1, 3)):
+        write(truth, f"{name}.nii.gz", labels())
+        write(predictions, f"{name}.nii.gz", labels(shift=shift, right=right))
+    evaluation = run(folders)
+    by_subject = [np.mean([case.dice["left hippocampus"], case.dice["right hippocampus"]]) for case in evaluation.cases]
+    expected, found = mean_interval(by_subject, limits=(0, 1)), evaluation.foreground_interval
+    assert found.estimate == pytest.approx(evaluation.mean_foreground)
+    assert (found.low, found.high, found.n) == pytest.approx((expected.low, expected.high, 4))
+    assert shown(evaluation)[0]["mean over foreground"][0] == f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    evaluation.write_json(truth.parent / "evaluation.json")
+    content = json.loads((truth.parent / "evaluation.json").read_text())["mean_foreground_interval"]
+    assert content == {"low": found.low, "high": found.high, "n": 4, "reason": None}
+    assert Evaluation.read_json(truth.parent / "evaluation.json").foreground_interval == found
+
+
 def test_a_structure_that_no_case_has_is_counted_nowhere(folders):
     for folder in folders:
         write(folder, "a.nii.gz", labels())
@@ -321,6 +338,9 @@ def test_json_holds_summary_cases_failures_and_policy(mixed, tmp_path):
     }
     assert content["summary"]["hd95_mm"]["left hippocampus"]["mean"] == "inf"
     assert content["mean_foreground"] == pytest.approx((1.75 / 3 + 2 / 3 + 1) / 3)
+    interval = content["mean_foreground_interval"]
+    assert (interval["low"], interval["high"], interval["n"]) == (None, None, 3)
+    assert interval["reason"].startswith("1 of 3 structures counted in one subject only")
     assert [case["id"] for case in content["cases"]] == ["a", "b", "c [x]"]
     assert content["cases"][1]["scores"]["dice"]["lesion"] is None
     assert list(content["failures"]) == ["c [x]"]
@@ -377,7 +397,8 @@ def test_the_table_says_n_and_lists_what_went_wrong(mixed):
     ]
     assert lines["lesion"] == ["1.000 [no interval]", "1.000", "0.00", "1.000", "1", "1.000 a"]
     assert "hippocampi (region)" in lines
-    assert lines["mean over foreground"][0] == "0.750"
+    assert lines["mean over foreground"][0] == "0.750 [no interval]"
+    assert "1 of 3 structures counted in one subject only, from which nothing can be said about others (mean over" in text
     assert "c [x]: no prediction found" in text
     assert "not judged (1): extra" in text
     assert "No interval: one subject only, from which nothing can be said about others (lesion)." in text

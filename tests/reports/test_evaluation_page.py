@@ -51,7 +51,9 @@ def test_numbers_are_those_of_the_evaluation(made):
     evaluation, _, text = made
     left = evaluation.summary("dice")["liver"]
     assert f'data-v="{left.mean}">{left.mean:.3f} <small>[{left.low:.3f}, {left.high:.3f}]</small>' in text
-    assert f'<span class="large">{evaluation.mean_foreground:.3f}</span>' in text
+    whole = evaluation.foreground_interval
+    assert f'<span class="large">{evaluation.mean_foreground:.3f}</span> mean Dice of the structures, 95 % interval' in text
+    assert f"95 % interval [{whole.low:.3f}, {whole.high:.3f}]</p>" in text
     assert "spleen &lt;b&gt;" in text
     assert "<b>" not in without_viewer(text).replace("\\u003c", "")
     assert "Boxes &lt;1&gt;" in text

@@ -71,7 +71,7 @@ def mean_interval(
     n = len(counted)
     with np.errstate(invalid="ignore"):  # the mean of -inf and inf
         mean = float(counted.mean()) if n else np.nan
-    reason = _no_interval(n, count)
+    reason = no_interval(n, count)
     if reason is None and not np.isfinite(counted).all():
         reason = f"{np.isinf(counted).sum()} of {n} values are infinite, so their mean has no interval"
     if reason is not None:
@@ -88,14 +88,36 @@ def mean_interval(
     size, total, squares, products, sizes_squared = _resampled(terms, resamples, seed)
     shift = total / size
     variance = count / (count - 1) * (squares - 2 * shift * products + shift**2 * sizes_squared)
+    errors = np.sqrt(np.maximum(variance, 0)) / size
+    low, high = studentised_ends(mean, error, shift, errors, count, confidence, limits)
+    return Interval(mean, low, high, n, None, method)
+
+
+def studentised_ends(
+    estimate: float,
+    error: float,
+    shifts: Array,
+    errors: Array,
+    subjects: int,
+    confidence: float,
+    limits: tuple[float, float] | None,
+) -> tuple[float, float]:
+    """Return the ends of a studentised bootstrap interval.
+
+    Args:
+        estimate: Of the sample.
+        error: Its standard error, above 0.
+        shifts: The estimate of each resample less that of the sample, (R,).
+        errors: The standard error within each resample, (R,).
+        subjects: How many are resampled.
+        confidence: Of the interval.
+        limits: The lowest and highest value that there can be.
+    """
     tail = (1 - confidence) / 2
-    least = min(LEAST_ERROR, 1 / float(stats.t.isf(tail, count - 1)))  # so that two subjects reach Student's interval
-    t = shift / np.maximum(np.sqrt(np.maximum(variance, 0)) / size, least * error)
-    lowest, highest = np.quantile(t, [tail, 1 - tail])
-    low, high = mean - highest * error, mean - lowest * error
-    if limits is not None:
-        low, high = max(low, limits[0]), min(high, limits[1])
-    return Interval(mean, float(low), float(high), n, None, method)
+    least = min(LEAST_ERROR, 1 / float(stats.t.isf(tail, subjects - 1)))  # so that two subjects reach Student's interval
+    lowest, highest = np.quantile(shifts / np.maximum(errors, least * error), [tail, 1 - tail])
+    low, high = float(estimate - highest * error), float(estimate - lowest * error)
+    return (low, high) if limits is None else (max(low, limits[0]), min(high, limits[1]))
 
 
 def median_interval(
@@ -117,10 +139,12 @@ def median_interval(
     order = np.argsort(counted, kind="stable")
     ordered = counted[order]
     median = float(_middle(ordered, np.ones((1, n)))[0]) if n else np.nan
-    reason = _no_interval(n, count)
+    reason = no_interval(n, count)
     if reason is not None:
         return Interval(median, np.nan, np.nan, n, reason)
-    medians = np.concatenate([_middle(ordered, weights[:, members[order]]) for weights in _weights(count, resamples, seed)])
+    medians = np.concatenate(
+        [_middle(ordered, weights[:, members[order]]) for weights in drawn_weights(count, resamples, seed)]
+    )
     if np.isnan(medians).any():
         return Interval(median, np.nan, np.nan, n, "values are infinite in both directions, so their median has no interval")
     widened = np.sqrt(count / (count - 1)) * stats.t.isf((1 - confidence) / 2, count - 1)
@@ -142,7 +166,8 @@ def _counted(
     return array[kept], members, len(subjects)
 
 
-def _no_interval(n: int, subjects: int) -> str | None:
+def no_interval(n: int, subjects: int) -> str | None:
+    """Return why `n` values of so many subjects have no interval; None if they have one."""
     if subjects > 1:
         return None
     if n == 0:
@@ -152,10 +177,10 @@ def _no_interval(n: int, subjects: int) -> str | None:
 
 def _resampled(terms: Array, resamples: int, seed: int) -> Array:
     """Return the sums (T, resamples) of the terms (K, T) of the groups that each resample draws."""
-    return np.concatenate([weights @ terms for weights in _weights(len(terms), resamples, seed)]).T
+    return np.concatenate([weights @ terms for weights in drawn_weights(len(terms), resamples, seed)]).T
 
 
-def _weights(count: int, resamples: int, seed: int) -> Iterator[Array]:
+def drawn_weights(count: int, resamples: int, seed: int) -> Iterator[Array]:
     """Yield how often each resample draws each of `count` groups, (rows, count), in blocks of bounded memory."""
     rows = max(1, BLOCK // count)
     for block, start in enumerate(range(0, resamples, rows)):
