@@ -22,6 +22,7 @@ from medseg_se.errors import UsageError
 from medseg_se.evaluation.compare import Correction, Seeds
 from medseg_se.evaluation.comparison import Comparison
 from medseg_se.experiments.cases import TRAINING, Cases, find_cases, keep_cases
+from medseg_se.experiments.contents import keep_contents
 from medseg_se.experiments.costs import measure_costs
 from medseg_se.experiments.folder import RunFolder, Settings, keep_runs
 from medseg_se.experiments.grid import Experiment, Run, read_experiment
@@ -73,7 +74,7 @@ def run_experiment(
         judging: What is compared, how p-values are corrected, and what is done with several seeds.
 
     Raises:
-        UsageError: The experiment makes no sense, or the folder holds another one.
+        UsageError: The experiment makes no sense, or the folder holds another one, or one on files that were replaced since.
         DataError: The data cannot be used.
     """
     quieten()
@@ -84,6 +85,7 @@ def run_experiment(
         structures = base["data"].get("init_args", {}).get("structures")
         found = find_cases(experiment.data, experiment.test, read_structures(structures) if structures else None)
         cases = keep_cases(found, output)
+        keep_contents(cases, output)
         checked = _checked(experiment, base, training, output)
         settings = {run.name: _settings(experiment, run, checked[run.variant.network]) for run in experiment.runs}
         _check(experiment, cases, checked)

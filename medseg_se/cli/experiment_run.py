@@ -19,6 +19,7 @@ from medseg_se.data.datalist import read_json
 from medseg_se.data.segmentation import SegmentationData
 from medseg_se.evaluation.evaluate import evaluate
 from medseg_se.experiments.cases import HELD_OUT, TRAINING, read_cases
+from medseg_se.experiments.contents import keep_contents
 from medseg_se.experiments.folder import RunFolder
 from medseg_se.experiments.start import write_start
 from medseg_se.files import alone, write_json, write_text
@@ -39,6 +40,7 @@ def do_run(output: Path, name: str) -> int:
         if folder.finished():
             return 0
         settings = folder.settings()
+        keep_contents(read_cases(folder.cases), folder.cases)
         data = SegmentationData(**{**settings["fit"]["data"]["init_args"], "source": str(folder.cases / TRAINING)})
         account = _train(folder, settings["fit"], data)
         if "code" in account:

@@ -1,7 +1,8 @@
 """The folder of an experiment: what is trained in each run, what was finished, and the refusal to mix it with anything else.
 
-`training.json` and `held_out.json` are the cases; `runs/NAME/` has a run's `settings.yaml`, its checkpoints and logs, the
-`predictions/` of the held-out cases, their `evaluation.json`, and `finished.json` once all of that is there.
+`training.json` and `held_out.json` are the cases, `contents.json` digests of their files; `runs/NAME/` has a run's
+`settings.yaml`, its checkpoints and logs, the `predictions/` of the held-out cases, their `evaluation.json`, and
+`finished.json` once all of that is there.
 """
 
 from __future__ import annotations

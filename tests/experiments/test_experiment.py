@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 import yaml
 
-from medseg_se.cli import experiment
+from medseg_se.cli import experiment, experiment_run
 from medseg_se.cli.main import main
 from medseg_se.data.datalist import read_datalist
 from medseg_se.data.phantom import write_phantoms
 from medseg_se.evaluation.result import Evaluation
 from medseg_se.experiments import sweep
+from medseg_se.experiments.cases import read_cases
+from medseg_se.experiments.contents import keep_contents
 from medseg_se.tasks import SegmentationTask
 
 TINY = {
@@ -64,7 +67,7 @@ def work(made, tmp_path, monkeypatch):
     """Work in a copy of that folder, whose cases are still those of the first."""
     shutil.copytree(made[0], tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
-    for name in ("training.json", "held_out.json"):
+    for name in ("training.json", "held_out.json", "contents.json"):
         path = Path("out") / name
         path.write_text(path.read_text().replace(str(made[0]), str(tmp_path / "work")))
     for path in Path("out/runs").glob("*/settings.yaml"):
@@ -218,6 +221,52 @@ def test_another_experiment_in_the_same_folder_is_refused(work, witness, capfd, 
     assert main(["compare", "tiny.yaml", "--output", "out"]) == 2
     assert message in capfd.readouterr().err
     assert witness.batches == {}
+
+
+def first_of(name):
+    """Return the image and the label map of the first case in a list of an experiment's cases."""
+    entry = json.loads((Path("out") / name).read_text())["training"][0]
+    return Path(entry["image"][0]), Path(entry["label"])
+
+
+@pytest.mark.parametrize(("cases", "which"), [("training.json", 0), ("held_out.json", 1)], ids=["scan", "truth"])
+def test_files_that_were_replaced_under_their_names_are_refused(work, witness, capfd, cases, which):
+    replaced = first_of(cases)[which]
+    before, stat = replaced.read_bytes(), replaced.stat()
+    replaced.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    os.utime(replaced, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a copy that keeps the time of the file
+    shutil.rmtree("out/runs/unet-scse-seed1")
+    assert main(["compare", "tiny.yaml", "--output", "out"]) == 2
+    message = capfd.readouterr().err
+    assert f"out holds runs on other contents of {replaced}: replaced or changed since the first run began" in message
+    assert "Put the earlier files back to go on, or choose another folder." in message
+    assert witness.batches == {}
+    replaced.write_bytes(before)
+    assert main(["compare", "tiny.yaml", "--output", "out"]) == 0
+    assert list(witness.batches) == ["unet-scse-seed1"]
+
+
+def test_a_run_looks_at_the_files_before_it_begins(work, witness, capfd):
+    image, _ = first_of("training.json")
+    shutil.rmtree("out/runs/unet-scse-seed1/checkpoints")
+    Path("out/runs/unet-scse-seed1/finished.json").unlink()
+    image.write_bytes(image.read_bytes()[:-1])
+    assert experiment_run.main(["out", "unet-scse-seed1"]) == 2
+    assert f"other contents of {image}" in capfd.readouterr().err
+    assert witness.batches == {}
+
+
+def test_before_the_first_run_files_may_still_be_mended(work, witness):
+    image, _ = first_of("training.json")
+    shutil.copytree("out", "begun", ignore=shutil.ignore_patterns("runs"))
+    known = json.loads(Path("begun/contents.json").read_text())["files"][str(image)]
+    image.with_name("other.nii.gz").write_bytes(first_of("held_out.json")[0].read_bytes())
+    image.with_name("other.nii.gz").replace(image)
+    cases = read_cases(Path("begun"))
+    keep_contents(cases, Path("begun"))
+    again = json.loads(Path("begun/contents.json").read_text())["files"]
+    assert again[str(image)]["digest"] != known["digest"]
+    assert len(again) == 12  # six scans and their label maps
 
 
 @pytest.mark.parametrize(
