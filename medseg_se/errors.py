@@ -20,6 +20,17 @@ class UsageError(MedsegError):
     """An argument, option or name is not one that exists or makes sense."""
 
 
+class UnknownNameError(UsageError):
+    """A name stands in no table.
+
+    Attributes:
+        kind: Of what it is the name.
+        name: The name.
+    """
+
+    kind = name = ""
+
+
 class DataError(MedsegError):
     """A scan, label map or dataset file is missing, corrupt or contradicts its description."""
 
@@ -40,12 +51,14 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     return by_lower[matches[0]] if matches else None
 
 
-def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UsageError:
-    """Build the error for a failed lookup: the nearest valid name first, then all of them."""
+def unknown_name(kind: str, name: str, valid: Iterable[str], remedy: str = "") -> UnknownNameError:
+    """Build the error for a failed lookup: the nearest valid name first, then all of them, then what else could be done."""
     names = sorted(valid)
     guess = nearest(name, names)
     hint = f" Did you mean {guess!r}?" if guess else ""
-    return UsageError(f"Unknown {kind} {name!r}.{hint} Valid names: {', '.join(names)}.")
+    error = UnknownNameError(f"Unknown {kind} {name!r}.{hint} Valid names: {', '.join(names)}.{remedy and ' '}{remedy}")
+    error.kind, error.name = kind, name
+    return error
 
 
 def some_of(names: Iterable[str], most: int = 3) -> str:

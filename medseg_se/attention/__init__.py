@@ -1,7 +1,8 @@
 """Attention blocks: each takes a feature map (N, C, *spatial) and returns one of the same shape and type, recalibrated.
 
 `ATTENTION` maps a name to what builds the block, mostly its class, called with ``(channels, spatial_dims, **options)``; plug in
-your own with ``ATTENTION["mine"] = Mine``. `FeatureWeighting`, for features without space, stands beside the table.
+your own with ``ATTENTION["mine"] = Mine``, for the command line in a file that `--plugins` names. `FeatureWeighting`, for
+features without space, stands beside the table.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def attention_names(name: str) -> list[str]:
     names = found.names() if isinstance(found, Hybrid) else [found]
     for block in names:
         if block not in (*ATTENTION, "none"):
-            raise unknown_name("attention", block, [*ATTENTION, "none"])
+            raise unknown_name("attention", block, [*ATTENTION, "none"], "Name the file of a block of your own by --plugins.")
     return names
 
 

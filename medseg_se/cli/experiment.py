@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+from medseg_se.attention import ATTENTION, attention_names
 from medseg_se.cli.cross_validation import CheckedTraining, places_for
 from medseg_se.cli.experiment_run import command
 from medseg_se.cli.jobs import Job, run_jobs
@@ -28,8 +29,9 @@ from medseg_se.experiments.folder import RunFolder, Settings, keep_runs
 from medseg_se.experiments.grid import Experiment, Run, read_experiment
 from medseg_se.experiments.results import compare_finished
 from medseg_se.experiments.sweep import Sweep, fan_out
-from medseg_se.files import alone, write_text
-from medseg_se.networks import build_network
+from medseg_se.files import alone, digest_of, write_text
+from medseg_se.networks import NETWORKS, build_network
+from medseg_se.plugins import plugin_of
 from medseg_se.tasks import SegmentationTask
 
 _SET_HERE = {
@@ -179,7 +181,11 @@ def _settings(experiment: Experiment, run: Run, checked: CheckedTraining) -> Set
         "store": str(Path(data["store"]).absolute()),
         "progress": False,
     }
-    return {"judged": experiment.judged, "fit": fit}
+    network = checked.model.network_name
+    made_by = [NETWORKS.get(network), *(ATTENTION.get(block) for block in attention_names(run.variant.block))]
+    files = {path for one in made_by if (path := plugin_of(one)) is not None}
+    plugins = {path.name: digest_of([path]) for path in sorted(files)}  # another block of the same name is another run
+    return {"judged": experiment.judged, "fit": fit, **({"plugins": plugins} if plugins else {})}
 
 
 def _check(experiment: Experiment, cases: Cases, checked: Mapping[str, CheckedTraining]) -> None:

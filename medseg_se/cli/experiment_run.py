@@ -25,6 +25,7 @@ from medseg_se.experiments.start import write_start
 from medseg_se.files import alone, write_json, write_text
 from medseg_se.inference.model import Model
 from medseg_se.inference.predict import predict_cases
+from medseg_se.plugins import inherited_plugins, load_plugins
 from medseg_se.tensors import load_tensors
 
 
@@ -91,7 +92,12 @@ def main(arguments: Sequence[str]) -> int:
     """Do the run that the arguments name; returns the exit code."""
     output, name = arguments
     train.quieten()
-    return guarded(f"run {name}", lambda: do_run(Path(output), name), "the same command goes on from there")
+
+    def run() -> int:
+        load_plugins(inherited_plugins())
+        return do_run(Path(output), name)
+
+    return guarded(f"run {name}", run, "the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from medseg_se.errors import MedsegError, describe_os_error, unknown_name
+from medseg_se.plugins import inherited_plugins, load_plugins, take_plugins
 from medseg_se.version import __version__
 
 TRAINING = {
@@ -92,6 +93,7 @@ def usage() -> str:
     return (
         f"medseg-se {__version__}: medical volumetric segmentation\n\nusage: medseg-se COMMAND [options]\n\n"
         f"commands:\n{listed}\n\n"
+        "Any command takes `--plugins FILE.py`, a file of your own that adds blocks or networks.\n"
         "`medseg-se COMMAND --help` explains a command. `medseg-prep --help` lists the converters that make datasets."
     )
 
@@ -113,6 +115,9 @@ def _run(arguments: list[str]) -> int:
     if name in ("-V", "--version"):
         print(f"medseg-se {__version__}")
         return 0
+    arguments, plugins = take_plugins(arguments)
+    if plugins := [*inherited_plugins(), *plugins]:
+        load_plugins(plugins)
     if name in TRAINING:
         from medseg_se.cli import train
 

@@ -33,6 +33,7 @@ from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import MedsegError, UsageError
 from medseg_se.files import alone
 from medseg_se.hardware import keep_freed_memory
+from medseg_se.plugins import plugin_words
 from medseg_se.reports.logs import RunLog, run_loggers
 from medseg_se.reports.summary import where_everything_is, write_summary
 from medseg_se.reports.training import SUMMARY, RunReport
@@ -70,7 +71,7 @@ class TrainingCLI(LightningCLI):
     held = ExitStack()  # what the running command lets go of at its end
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        Parser.arguments = arguments
+        Parser.arguments = [*arguments, *plugin_words()]
         super().__init__(
             Task,
             pl.LightningDataModule,
@@ -267,7 +268,8 @@ def _how_to_continue(arguments: list[str]) -> str:
         return "Interrupted before the first step was kept. Run the same command again."
     flag = next((place for place, argument in enumerate(arguments) if argument == "--ckpt_path"), len(arguments))
     others = [argument for argument in (*arguments[:flag], *arguments[flag + 2 :]) if not argument.startswith("--ckpt_path=")]
-    return f"Interrupted; the state is saved. Continue with: medseg-se {shlex.join([*others, '--ckpt_path', 'last'])}"
+    again = shlex.join([*others, *plugin_words(), "--ckpt_path", "last"])
+    return f"Interrupted; the state is saved. Continue with: medseg-se {again}"
 
 
 def with_configs(arguments: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from medseg_se.checkpoints import read_checkpoint, reason
 from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.regions import Regions
 from medseg_se.data.scan import read_channels
-from medseg_se.errors import CheckpointError, DataError, MedsegError, UsageError
+from medseg_se.errors import CheckpointError, DataError, MedsegError, UnknownNameError, UsageError
 from medseg_se.execution import Uninitialised, lay_out_weights
 from medseg_se.hardware import best_device
 from medseg_se.inference.answering import Prediction, Voice, answer
@@ -138,11 +138,16 @@ class Model:
             model.path, model.engine, model.least_dice = path, engine, least_dice
             model.calibration = tuple(map(Path, calibration))
             _check_agreement(model, parts)
-        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, MedsegError) as error:
+        except UnknownNameError as error:
+            if error.kind not in ("attention", "network"):
+                raise _unmade(path, error) from error
             raise CheckpointError(
-                f"Cannot make the model that {path} describes: {reason(error)}. The checkpoint is damaged, was edited, or "
-                "needs a network that is not in NETWORKS here."
+                f"{path} needs what is not known here: {reason(error)}. If it is of your own making, name its file by "
+                "--plugins FILE.py, or in Python run that file before the checkpoint is loaded. Otherwise the checkpoint was "
+                "edited."
             ) from error
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, MedsegError) as error:
+            raise _unmade(path, error) from error
         return model
 
     def leave_raw(self) -> None:
@@ -273,6 +278,12 @@ class Model:
             reverse: Whether they come from its end.
         """
         return slabs
+
+
+def _unmade(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"Cannot make the model that {path} describes: {reason(error)}. The checkpoint is damaged, or was edited."
+    )
 
 
 def _check_agreement(model: Model, network: dict[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+from medseg_se.plugins import load_plugins, loaded_plugins
 
 if TYPE_CHECKING:
     from medseg_se.inference.engines.base import EngineName, EnginePrecision
@@ -25,6 +27,7 @@ class ModelSource:
         raw: Whether the post-processing of the checkpoints is left out.
         calibration: See `Model.load`.
         least_dice: See `Model.load`.
+        plugins: Files that are run first, by default those that were run in this process.
     """
 
     checkpoints: tuple[Path | str, ...]
@@ -35,6 +38,7 @@ class ModelSource:
     raw: bool = False
     calibration: tuple[Path | str, ...] = ()
     least_dice: float = 0.99
+    plugins: tuple[Path, ...] = field(default_factory=loaded_plugins)
 
     def load(self) -> Model | Ensemble:
         """Load the model.
@@ -45,6 +49,7 @@ class ModelSource:
         """
         from medseg_se.inference.ensemble import load_model
 
+        load_plugins(self.plugins)
         return load_model(
             self.checkpoints,
             self.weights,

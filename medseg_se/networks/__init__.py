@@ -82,7 +82,7 @@ def find_network(name: str) -> Callable[..., nn.Module]:
 
         return find_monai_network(name)
     if name not in NETWORKS:
-        raise unknown_name("network", name, NETWORKS)
+        raise unknown_name("network", name, NETWORKS, "Name the file of a network of your own by --plugins.")
     return NETWORKS[name]
 
 

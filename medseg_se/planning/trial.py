@@ -26,6 +26,7 @@ from medseg_se.data.segmentation import SegmentationData
 from medseg_se.errors import DataError, MedsegError, UsageError
 from medseg_se.files import write_json
 from medseg_se.hardware import keep_freed_memory
+from medseg_se.plugins import inherited_plugins, load_plugins
 from medseg_se.tasks import SegmentationTask
 from medseg_se.tasks.callbacks import trainer_defaults
 
@@ -221,6 +222,7 @@ def _peak(device: torch.device) -> int:
 def main(job: str, answer: str) -> None:
     """Run the trial that the file `job` describes and write what it found to the file `answer`."""
     try:
+        load_plugins(inherited_plugins())
         found: dict[str, Any] = _measure(**json.loads(Path(job).read_text(encoding="utf-8"))).to_dict()
     except torch.OutOfMemoryError:
         found = {"memory": "not enough"}
