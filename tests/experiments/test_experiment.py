@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import in_process
@@ -11,6 +12,8 @@ import pytest
 import torch
 import yaml
 
+from medseg_se import plugins
+from medseg_se.attention import ATTENTION
 from medseg_se.cli import experiment, experiment_run
 from medseg_se.cli.main import main
 from medseg_se.data.datalist import read_datalist
@@ -204,6 +207,40 @@ def test_new_blocks_are_added_and_what_the_grid_has_no_more_is_left_out(work, wi
     assert "3 runs, 2 of them finished before." in messages
     assert "Left out, as the grid has them no more: densenet-none-seed1, densenet-scse-seed1." in messages
     assert [row["run"] for row in results()[::23]] == ["unet none", "unet scse", "unet eca"]
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    """Return a function after which no plugin was run in this process; nothing of one is left behind."""
+
+    def forget():
+        for name in plugins._loaded:
+            sys.modules.pop(name, None)
+        plugins._loaded.clear()
+        ATTENTION.pop("half", None)
+        monkeypatch.setenv(plugins.VARIABLE, "")
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    forget()
+    yield forget
+    forget()
+
+
+def test_a_block_of_ones_own_is_added_and_refused_once_its_file_is_another(work, witness, forgotten, capfd):
+    block = "from torch import nn\nfrom medseg_se import ATTENTION\n"
+    block += "class Half(nn.Module):\n    def __init__(self, channels, spatial_dims):\n        super().__init__()\n"
+    block += "    def forward(self, x):\n        return x / 2\nATTENTION['half'] = Half\n"
+    Path("my_half.py").write_text(block)
+    write(networks={"unet": {"channels": [4, 8]}}, blocks=["none", "half"])
+    command = ["compare", "tiny.yaml", "--output", "out"]
+    assert main(command) == 2
+    assert "Unknown attention 'half'." in capfd.readouterr().err
+    assert main([*command, "--plugins", "my_half.py"]) == 0
+    assert list(witness.batches) == ["unet-half-seed1"]
+    Path("my_half.py").write_text(block.replace("x / 2", "x / 3"))
+    forgotten()
+    assert main([*command, "--plugins", "my_half.py"]) == 2
+    assert "holds the run unet-half-seed1 with other settings: plugins.my_half.py." in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
