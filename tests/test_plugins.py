@@ -105,7 +105,7 @@ def test_a_block_trains_from_a_recipe_and_its_checkpoint_loads_again(trained, ca
     capfd.readouterr()
     assert run_anew("predict", str(trained), str(scan), "--output", "without", "--device", "cpu") == 2
     message = capfd.readouterr().err
-    assert f"{trained} needs what is not known here: Unknown attention 'own_mean'. If it is of your own making, name" in message
+    assert f"the model that {trained} describes: Unknown attention 'own_mean'. If it is of your own making, name" in message
     assert "--plugins FILE.py" in message
     arguments = ("predict", str(trained), str(scan), "--output", "out", "--device", "cpu", "--plugins=my_block.py")
     assert run_anew(*arguments) == 0

@@ -142,7 +142,7 @@ class Model:
             if error.kind not in ("attention", "network"):
                 raise _unmade(path, error) from error
             raise CheckpointError(
-                f"{path} needs what is not known here: {reason(error)}. If it is of your own making, name its file by "
+                f"Cannot make the model that {path} describes: {reason(error)}. If it is of your own making, name its file by "
                 "--plugins FILE.py, or in Python run that file before the checkpoint is loaded. Otherwise the checkpoint was "
                 "edited."
             ) from error

@@ -21,7 +21,7 @@ SHOWN = {
     "compare_attention": ["unet scse", "'structure': 'mean over foreground'", "against unet none: "],
     "custom_block": ["3D fine, 16 parameters", "Unknown attention 'own_mean'", "mean over foreground"],
     "first_segmentation": ["mean over foreground"],
-    "inside_the_gates": ["spatial: shape (1, 1, 12, 12, 12)", "encoder", ".nii.gz (1, "],
+    "inside_the_gates": ["spatial: shape (1, 1, 12, 12, 12)", "encoder 0 channel", "encoder-0-spatial.nii.gz ("],
     "own_dataset": ["exit code 1", "exit code 0", "patient_001", "mean over foreground", "report.html"],
 }
 """What a reader of each must have seen, once it has run."""
