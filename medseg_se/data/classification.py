@@ -46,6 +46,10 @@ class ClassificationData(WholeScanData):
         # JSON may hold 1, 1.0 and "1" for the same class.
         return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
+    def stratum(self, case: Case) -> str:
+        """Return the class of a case."""
+        return self._class_of(case)
+
     def encode(self, cases: Sequence[Case]) -> Tensor:
         """Return class numbers (N,).
 
