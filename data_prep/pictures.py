@@ -11,11 +11,11 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from medseg_se.data.datalist import Case
 from medseg_se.data.pictures import PARTS, is_picture, read_class_folders
+from medseg_se.data.whole_scan_split import held_out_groups
 from medseg_se.errors import DataError, UsageError
 
 from .collection import Collection, Item
@@ -189,20 +189,9 @@ def _check_share(share: float, pictures: Sequence[Picture], source: Path) -> Non
 
 
 def _drawn(pictures: Sequence[Picture], groups: Sequence[Sequence[int]], group_of: Mapping[int, str], share: float) -> set[str]:
-    """Return the names of the groups that are held out: of every class, the first by their hash until its share is reached.
-
-    A group of several classes counts for each of them.
-    """
-    held_out: set[str] = set()
-    if not share:
-        return held_out
-    wanted = {kind: share * count for kind, count in Counter(picture.kind for picture in pictures).items()}
-    for members in sorted(groups, key=lambda members: sha256(f"test:{group_of[members[0]]}".encode()).hexdigest()):
-        kinds = Counter(pictures[place].kind for place in members)
-        if all(count <= wanted[kind] for kind, count in kinds.items()):
-            wanted.update({kind: wanted[kind] - count for kind, count in kinds.items()})
-            held_out.add(group_of[members[0]])
-    return held_out
+    """Return the names of the groups that are held out, see `held_out_groups`."""
+    counts = {group_of[members[0]]: Counter(pictures[place].kind for place in members) for members in groups}
+    return held_out_groups(counts, share, "test") if share else set()
 
 
 def _item(picture: Picture, group: str, held_out: bool) -> Item:

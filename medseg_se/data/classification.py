@@ -44,6 +44,10 @@ class ClassificationData(WholeScanData):
     def _class_of(self, case: Case) -> str:
         return class_name(_attribute(case, self.targets[0], self.datalist.source))
 
+    def stratum(self, case: Case) -> str:
+        """Return the class of a case."""
+        return self._class_of(case)
+
     def encode(self, cases: Sequence[Case]) -> Tensor:
         """Return class numbers (N,).
 

@@ -37,6 +37,21 @@ def for_every_case(
     Raises:
         DataError: Cases cannot be used; says how many, and what ails the first.
     """
+    ready, broken = attempt_every_case(cases, prepare, progress, workers, doing)
+    if broken:
+        first = " ".join(filter(None, (broken[min(broken)], advice)))
+        raise DataError(f"{len(broken)} of {len(cases)} cases cannot be used, the first being {first}")
+    return [ready[place] for place in range(len(cases))]
+
+
+def attempt_every_case(
+    cases: Sequence[Case],
+    prepare: Callable[[Case], T],
+    progress: bool = True,
+    workers: int | None = None,
+    doing: str = "preparing scans",
+) -> tuple[dict[int, T], dict[int, str]]:
+    """Return place → what `prepare` makes of a case, and place → "id: reason" of those that cannot be used; as above."""
     ready: dict[int, T] = {}
     broken: dict[int, str] = {}
     pool = ThreadPoolExecutor(workers or at_once())
@@ -52,7 +67,4 @@ def for_every_case(
                 broken[jobs[job]] = f"{cases[jobs[job]].id}: {error}"
     finally:  # after Ctrl-C or on a full disk, the cases that wait are not begun
         pool.shutdown(cancel_futures=True)
-    if broken:
-        first = " ".join(filter(None, (broken[min(broken)], advice)))
-        raise DataError(f"{len(broken)} of {len(cases)} cases cannot be used, the first being {first}")
-    return [ready[place] for place in range(len(cases))]
+    return ready, broken

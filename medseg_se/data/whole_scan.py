@@ -31,7 +31,7 @@ from medseg_se.data.scan import read_channels
 from medseg_se.errors import DataError
 
 Array = npt.NDArray[Any]
-FORMAT = 2
+FORMAT = 3
 FILE = "image.npy"
 
 

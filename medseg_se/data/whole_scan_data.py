@@ -6,10 +6,10 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -31,15 +31,18 @@ from medseg_se.data.loading import (
     speaks,
     worker_count,
 )
-from medseg_se.data.parallel import for_every_case
+from medseg_se.data.parallel import attempt_every_case
 from medseg_se.data.pictures import NO_STRUCTURES, ORIENTATION, Colour, check_colour, is_picture, read_class_folders
 from medseg_se.data.preprocessing import Crop, ImageInterpolation, Preprocessing
 from medseg_se.data.sampling import Sample
 from medseg_se.data.whole_scan import TrainingScans, WholeScan, WholeScanDataset
+from medseg_se.data.whole_scan_split import hold_out, join_groups, refuse_parted
 from medseg_se.errors import DataError, UsageError
 from medseg_se.files import digest_of
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+SHOWN = 20  # unusable scans that are named
 
 
 class WholeScanData(pl.LightningDataModule, ABC):
@@ -54,7 +57,12 @@ class WholeScanData(pl.LightningDataModule, ABC):
         fold: Which fold is validated; null trains on every case and validates on the same ones, which judges nothing.
         folds: Number of folds.
         split_seed: Seed of the split into folds. Cases of one `group` stay together, and so do groups that share a file, the
-            same to the last byte. Copies that were encoded anew are not found: give them a common `group`.
+            same to the last byte. Copies that were encoded anew are not found: give them a common `group`, or let
+            `medseg-prep pictures` do so.
+        test_share: Share of the groups that is held out for `medseg-se test`, of every class, where the source holds out none.
+        grouped: False deals out single cases and parts patients and copies of one picture. The result is then too good; it is
+            there to measure by how much.
+        unusable_share: Largest share of the scans that may be unreadable. They are named and left out; more refuse the run.
         size: Voxels of a scan as the network sees it along the axes of `orientation`: three, or two for slices and pictures
             (height and width).
         slice_axis: For a 2D network on NIfTI scans: the axis across the slices, of which the middle one is taken.
@@ -100,6 +108,9 @@ class WholeScanData(pl.LightningDataModule, ABC):
         fold: int | None = 0,
         folds: int = 5,
         split_seed: int = 0,
+        test_share: float = 0.0,
+        grouped: bool = True,
+        unusable_share: float = 0.05,
         size: list[int] = [224, 224],  # noqa: B006 - never changed; a list is what YAML gives
         slice_axis: SliceAxis | None = None,
         colour: Colour = "grey",
@@ -140,8 +151,9 @@ class WholeScanData(pl.LightningDataModule, ABC):
         ):
             if value < least:
                 raise UsageError(f"Expected `{name}` to be at least {least}, but got {value}.")
-        if not 0 <= shift < 1:
-            raise UsageError(f"Expected `shift` to be at least 0 and below 1, but got {shift}.")
+        for name, share in (("shift", shift), ("test_share", test_share), ("unusable_share", unusable_share)):
+            if not 0 <= share < 1:
+                raise UsageError(f"Expected `{name}` to be at least 0 and below 1, but got {share}.")
         check_colour(colour)
         self.targets = ["class"] if target is None else [target] if isinstance(target, str) else list(target)
         if not self.targets or len(set(self.targets)) < len(self.targets):
@@ -149,6 +161,8 @@ class WholeScanData(pl.LightningDataModule, ABC):
         self.datalist = read_whole_scans(Path(source))
         if not self.datalist.training:
             raise DataError(f"{self.datalist.source} lists no case to train on.")
+        if test_share and self.datalist.test:
+            raise UsageError(f"{self.datalist.source} holds out test cases of its own. Leave out `test_share`.")
         pictures = _are_pictures(self.datalist)
         if pictures:
             _refuse_for_pictures(orientation=orientation, spacing=spacing, slice_axis=slice_axis)
@@ -188,6 +202,7 @@ class WholeScanData(pl.LightningDataModule, ABC):
             intensity_probability=intensity_probability,
         )
         self.shift, self.fold, self.folds, self.split_seed = shift, fold, folds, split_seed
+        self.test_share, self.grouped, self.unusable_share = test_share, grouped, unusable_share
         self.batch_size, self.batches_per_epoch, self.num_workers = batch_size, batches_per_epoch, num_workers
         self.store, self.seed, self.progress = Path(store), seed, progress
         self.training: list[Case] = []
@@ -196,6 +211,9 @@ class WholeScanData(pl.LightningDataModule, ABC):
         # By their files, for a training case and a test case may have the same id.
         self._digests: dict[tuple[Path, ...], str] = {}
         self._files: dict[tuple[Path, ...], Path] = {}
+        self._unusable: dict[tuple[Path, ...], str] = {}
+        self._said: set[tuple[Path, ...]] = set()
+        self._dealt: Datalist | None = None
         self.read_targets()
 
     @abstractmethod
@@ -215,16 +233,41 @@ class WholeScanData(pl.LightningDataModule, ABC):
 
         Raises:
             UsageError: The fold does not exist, or there are fewer groups than folds.
-            DataError: A file cannot be read, or the dataset's own folds part a group or files that are the same.
+            DataError: Too many files cannot be read, or the dataset's own folds part a group or files that are the same.
         """
         if self.fold is None:
-            return self.datalist.training, self.datalist.training
-        return self._with_twins().fold(self.fold, self.folds, self.split_seed)
+            cases = self.dealt().training if self.test_share else self._usable(self.datalist.training)
+            return cases, cases
+        return self.dealt().fold(self.fold, self.folds, self.split_seed)
 
-    def _with_twins(self) -> Datalist:
-        """Make one group of those that share a file, the same to the last byte; prescribed folds must not part such files."""
-        cases = self.datalist.training
-        self._digest(cases)
+    def dealt(self) -> Datalist:
+        """Return the cases with a common group for those that are never parted, and with what is held out for the test.
+
+        Raises:
+            UsageError: Single cases are to be dealt out of a dataset with folds of its own.
+            DataError: As `split`.
+        """
+        if self._dealt is None:
+            cases = self._usable(self.datalist.training)
+            twins = self._twins(cases)
+            prescribed = any(case.fold is not None for case in cases)
+            if prescribed:
+                refuse_parted(twins, self.datalist.source)
+            if self.grouped:
+                cases = join_groups(cases, twins)
+            else:
+                cases = self._ungrouped(cases, prescribed)
+            self._dealt = replace(self.datalist, training=cases)
+            if self.test_share:
+                self._dealt = hold_out(self._dealt, self.test_share, f"test:{self.split_seed}", self.stratum)
+        return self._dealt
+
+    def stratum(self, case: Case) -> str:
+        """Return of which kind a case is, of each of which the same share is held out."""
+        return ""
+
+    def _twins(self, cases: Iterable[Case]) -> list[list[Case]]:
+        """Return the cases that share a file, the same to the last byte."""
         same = defaultdict(list)
         for case in cases:
             same[self._digests[case.images]].append(case)
@@ -232,16 +275,51 @@ class WholeScanData(pl.LightningDataModule, ABC):
         torn = [alike for alike in twins if (truths := self.encode(alike)).ne(truths[0]).any()]
         for alike in torn[:3]:
             log.warning("the same file has several truths: %s", ", ".join(case.id for case in alike))
-        if any(case.fold is not None for case in cases):
-            _refuse_parted(twins, self.datalist.source)
-            return self.datalist
-        joined = _joined_groups(cases, twins)
-        return replace(self.datalist, training=tuple(replace(case, group=joined[case.group]) for case in cases))
+        return twins
 
-    def _digest(self, cases: Sequence[Case]) -> None:
-        missing = list({case.images: case for case in cases if case.images not in self._digests}.values())
-        found = for_every_case(missing, lambda case: digest_of(case.images), self.progress and speaks(self.trainer))
-        self._digests.update(zip((case.images for case in missing), found, strict=True))
+    def _ungrouped(self, cases: Sequence[Case], prescribed: bool) -> tuple[Case, ...]:
+        if prescribed:
+            raise UsageError(f"{self.datalist.source} prescribes folds, which cannot be dealt anew: leave out `grouped`.")
+        if speaks(self.trainer):
+            log.warning(
+                "GROUPED IS FALSE: patients and copies of one picture are parted, so that the network is judged on what it has "
+                "seen. The result says nothing about new scans; it shows how far a careless split flatters"
+            )
+        return tuple(replace(case, group=case.id) for case in cases)
+
+    def _usable(self, cases: Sequence[Case]) -> tuple[Case, ...]:
+        """Return the cases whose files can be read, and remember the digests of these."""
+        self._attempt(cases, self._digests, lambda case: _digest_with_content(case.images))
+        return self._without_unusable(cases)
+
+    def _attempt(self, cases: Iterable[Case], found: dict[tuple[Path, ...], T], make: Callable[[Case], T]) -> None:
+        """Add to `found` what `make` makes of each case that is not known yet, and remember why some cannot be used."""
+        missing = {case.images: case for case in cases if case.images not in found and case.images not in self._unusable}
+        tried = list(missing.values())
+        ready, broken = attempt_every_case(tried, make, self.progress and speaks(self.trainer))
+        found.update((tried[place].images, ready[place]) for place in sorted(ready))
+        self._unusable.update((tried[place].images, broken[place]) for place in sorted(broken))
+
+    def _without_unusable(self, cases: Sequence[Case]) -> tuple[Case, ...]:
+        """Leave out what cannot be used and name it.
+
+        Raises:
+            DataError: It is more than `unusable_share` of the cases.
+        """
+        broken = [case for case in cases if case.images in self._unusable]
+        words = f"{len(broken)} of {len(cases)} cases cannot be used"
+        if len(broken) > self.unusable_share * len(cases):
+            raise DataError(
+                f"{words}, the first being {self._unusable[broken[0].images]} "
+                f"Up to {self.unusable_share:.0%} would be left out, see `unusable_share`."
+            )
+        news = [case for case in broken if case.images not in self._said]
+        if news and speaks(self.trainer):
+            self._said.update(case.images for case in news)
+            reasons = [self._unusable[case.images] for case in news[:SHOWN]]
+            more = [f"and {len(news) - SHOWN} more"] if len(news) > SHOWN else []
+            log.warning("%s and are left out:\n  %s", words, "\n  ".join([*reasons, *more]))
+        return tuple(case for case in cases if case.images not in self._unusable)
 
     def prepare_data(self) -> None:
         """Prepare the scans in one process of a machine while the others wait, and then find them in the store."""
@@ -263,26 +341,29 @@ class WholeScanData(pl.LightningDataModule, ABC):
         training, validation = self.split()
         if self.fold is None and speaks(self.trainer):
             log.warning("fold is null: validation uses the training cases, and its result says nothing about new scans")
+        self._prepare([*training, *validation], self.datalist.training)
+        training, validation = self._kept(training), self._kept(validation)
         self.check_training(training)
-        self._prepare([*training, *validation])
-        self.training, self.validation = list(training), list(validation)
+        self.training, self.validation = training, validation
 
     def _setup_test(self) -> None:
-        known = [case for case in self.datalist.test if all(has_value(case, name) for name in self.targets)]
+        listed = self.dealt().test if self.test_share else self.datalist.test
+        known = [case for case in listed if all(has_value(case, name) for name in self.targets)]
         if not known:
             raise DataError(
                 f"{self.datalist.source} lists no test case with {quoted(self.targets)}. "
                 "`medseg-se validate` judges the validation cases."
             )
-        self._prepare(known)
-        self._mention_seen(known)
-        self.test = known
+        self._prepare(known, known)
+        self.test = self._kept(known)
+        self._mention_seen(self.test)
 
     def _mention_seen(self, cases: Sequence[Case]) -> None:
         """Warn of test cases that are training or validation cases too; only files that are there count."""
-        there = [case for case in self.datalist.training if all(path.is_file() for path in case.images)]
-        self._digest(there)
-        digests = {self._digests[case.images] for case in there}
+        trained = self.dealt().training if self.test_share else self.datalist.training
+        there = [case for case in trained if all(path.is_file() for path in case.images)]
+        self._attempt(there, self._digests, lambda case: _digest_with_content(case.images))
+        digests = {self._digests[case.images] for case in there if case.images in self._digests}
         seen = [case.id for case in cases if self._digests[case.images] in digests]
         if seen:
             log.warning(
@@ -295,15 +376,19 @@ class WholeScanData(pl.LightningDataModule, ABC):
     def check_training(self, cases: Sequence[Case]) -> None:
         """Refuse training cases from which nothing can be learnt."""
 
-    def _prepare(self, cases: Sequence[Case]) -> None:
-        self._digest(cases)
-        missing = list({case.images: case for case in cases if case.images not in self._files}.values())
-        files = for_every_case(
-            missing,
-            lambda case: self.scan.store(case, self._digests[case.images], self.store),
-            progress=self.progress and speaks(self.trainer),
-        )
-        self._files.update(zip((case.images for case in missing), files, strict=True))
+    def _prepare(self, cases: Sequence[Case], of: Sequence[Case]) -> None:
+        """Prepare cases as far as the store does not hold them yet.
+
+        Raises:
+            DataError: More than `unusable_share` of those that they are taken from cannot be used.
+        """
+        self._attempt(cases, self._digests, lambda case: _digest_with_content(case.images))
+        readable = [case for case in cases if case.images in self._digests]
+        self._attempt(readable, self._files, lambda case: self.scan.store(case, self._digests[case.images], self.store))
+        self._without_unusable(of)
+
+    def _kept(self, cases: Iterable[Case]) -> list[Case]:
+        return [case for case in cases if case.images in self._files]
 
     def training_targets(self) -> Tensor:
         """Return what is true of each training case: class numbers (N,), or numbers (N, V)."""
@@ -374,30 +459,12 @@ def has_value(case: Case, name: str) -> bool:
     return value is not None and value == value
 
 
-def _joined_groups(cases: Sequence[Case], twins: Iterable[Sequence[Case]]) -> dict[str, str]:
-    """Return for every group the one that it is part of, where cases that are `twins` join theirs."""
-    parent = {case.group: case.group for case in cases}
-
-    def root(group: str) -> str:
-        while parent[group] != group:
-            group = parent[group]
-        return group
-
-    for first, *others in twins:
-        for other in others:
-            one, two = sorted((root(first.group), root(other.group)))
-            parent[two] = one  # the first name of all, so that the order of the cases does not matter
-    return {group: root(group) for group in parent}
-
-
-def _refuse_parted(twins: Iterable[Sequence[Case]], source: Path) -> None:
-    for first, *others in twins:
-        for other in others:
-            if None not in (first.fold, other.fold) and first.fold != other.fold:
-                raise DataError(
-                    f"{source}: cases {first.id} and {other.id} are the same file but lie in folds {first.fold} and "
-                    f"{other.fold} ({first.images[0]}, {other.images[0]}). Put them into one fold, or leave one out."
-                )
+def _digest_with_content(paths: Sequence[Path]) -> str:
+    """Return the digest of files; empty ones are no copies of one another, but faults."""
+    empty = next((path for path in paths if path.is_file() and not path.stat().st_size), None)
+    if empty is not None:
+        raise DataError(f"Cannot read {empty}: it is empty, of 0 bytes. Restore it or leave it out.")
+    return digest_of(paths)
 
 
 def _are_pictures(datalist: Datalist) -> bool:

@@ -181,7 +181,62 @@ def test_without_a_fold_every_case_is_trained_on_and_a_warning_says_what_that_me
     assert data.describe()["validation"] == []
 
 
+def test_single_cases_are_dealt_out_on_request_and_it_is_said_loudly(classes, pictures, caplog):
+    write_list(pictures, [{**entry, "group": f"patient{entry['class']}"} for entry in listed()])
+    training, validation = classes(grouped=False).split()
+    assert len(validation) == 6
+    assert {case.id for case in training}.isdisjoint(case.id for case in validation)
+    assert "GROUPED IS FALSE" in caplog.text
+    assert "The result says nothing about new scans" in caplog.text
+    parted = {case.attributes["class"] for case in training} & {case.attributes["class"] for case in validation}
+    assert parted  # each class was one patient
+    assert all(len({case.group for case in part}) == len(part) for part in (training, validation))
+    write_list(pictures, listed(fold=0))
+    with pytest.raises(UsageError, match="prescribes folds, which cannot be dealt anew: leave out `grouped`"):
+        classes(grouped=False).split()
+
+
 # ------------------------------------------------------------------------------------------------------------ the test scans
+
+
+def test_a_share_of_every_class_is_held_out_and_no_group_is_parted(classes, pictures):
+    for kind in CLASSES:  # 0 and 1 are copies
+        shutil.copy(pictures / kind / "0.png", pictures / kind / "1.png")
+    found = []
+    for fold in range(2):
+        data = classes(test_share=0.34, fold=fold)
+        data.setup("fit")
+        data.setup("test")
+        found.append(sorted(ids(data.test)))
+        parts = [data.training, data.validation, data.test]
+        assert sum(map(len, parts)) == 18
+        digests = [{digest_of(case.images) for case in part} for part in parts]
+        assert not digests[2] & (digests[0] | digests[1])
+        assert not digests[0] & digests[1]
+    assert found[0] == found[1]  # whatever the fold
+    assert [sum(name.startswith(kind) for name in found[0]) for kind in CLASSES] == [2, 2, 2]
+    other = classes(test_share=0.34, split_seed=1)
+    other.setup("test")
+    assert sorted(ids(other.test)) != found[0]
+    everything = classes(test_share=0.34, fold=None)
+    everything.setup("fit")
+    assert sorted(ids(everything.training)) == sorted({f"{kind}/{n}.png" for kind in CLASSES for n in range(6)} - {*found[0]})
+
+
+def test_a_test_that_cannot_be_held_out_is_refused(classes, pictures):
+    with pytest.raises(DataError, match=r"hold out some of the 18 groups of .*, but 0\.1 of each class is less than one"):
+        classes(test_share=0.1).setup("test")
+    write_list(pictures, listed(range(4)), listed([4, 5]))
+    with pytest.raises(UsageError, match=r"holds out test cases of its own\. Leave out `test_share`"):
+        classes(test_share=0.2)
+
+
+def test_what_a_careless_test_has_seen_is_mentioned(classes, pictures, caplog):
+    for kind in CLASSES:
+        for number in range(1, 6):
+            shutil.copy(pictures / kind / "0.png", pictures / kind / f"{number}.png")
+    classes(test_share=0.34, grouped=False).setup("test")
+    assert "6 of the 6 test scans are also training or validation scans" in caplog.text
 
 
 def images_of(loader):
@@ -355,6 +410,67 @@ def test_a_damaged_picture_is_named(classes, pictures):
         DataError, match=r"1 of 18 cases cannot be used, the first being left/2\.png: Cannot read .*2\.png as a"
     ):
         classes(fold=None).setup("fit")
+
+
+DAMAGES = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:200]),
+    "zero bytes": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("not a picture"),
+    "two pages": lambda path: (
+        Image.open(path).copy().save(path, "TIFF", save_all=True, append_images=[Image.new("L", (24, 20), 9)])
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_unreadable_pictures_are_named_counted_and_left_out(classes, pictures, damage, caplog):
+    for name in ("left/2.png", "right/4.png"):
+        damage(pictures / name)
+    data = classes(unusable_share=0.12)
+    data.setup("fit")
+    assert len(data.training) + len(data.validation) == 16
+    assert not {"left/2.png", "right/4.png"} & {*ids(data.training), *ids(data.validation)}
+    assert "2 of 18 cases cannot be used and are left out:\n  left/2.png: " in caplog.text
+    assert "\n  right/4.png: " in caplog.text
+    assert len(data.training_targets()) == len(data.describe()["training"]) == len(data.training)
+    assert sum(len(batch["target"]) for batch in data.val_dataloader()) == len(data.validation)
+    assert torch.isfinite(next(iter(data.train_dataloader()))["image"]).all()
+    with pytest.raises(DataError, match=r"2 of 18 cases cannot be used, the first .* Up to 10% would be left out"):
+        classes(unusable_share=0.1).setup("fit")
+
+
+def test_the_others_are_split_as_if_a_damaged_picture_were_sound(classes, pictures):
+    before = [ids(part) for part in classes().split()]
+    (pictures / "left" / "2.png").write_bytes((pictures / "left" / "2.png").read_bytes()[:200])
+    data = classes(unusable_share=0.1)
+    data.setup("fit")
+    assert [ids(data.training), ids(data.validation)] == [[name for name in part if name != "left/2.png"] for part in before]
+
+
+def test_empty_files_are_no_copies_of_one_another(classes, pictures, caplog):
+    for name in ("left/2.png", "right/4.png"):
+        (pictures / name).write_bytes(b"")
+    classes(unusable_share=0.12).split()
+    assert "several truths" not in caplog.text
+    assert "left/2.png is" in caplog.text.replace("Cannot read ", "").replace(": it", " is")
+
+
+def test_a_class_of_which_nothing_can_be_read_is_refused(classes, pictures):
+    for path in (pictures / "left").iterdir():
+        path.write_text("not a picture")
+    with pytest.raises(DataError, match="leaves no case of the class 'left' to train on"):
+        classes(unusable_share=0.5).setup("fit")
+
+
+def test_unreadable_test_pictures_are_left_out_too(classes, pictures, caplog):
+    write_list(pictures, listed(range(4)), listed([4, 5]))
+    (pictures / "left" / "4.png").write_bytes(b"damaged")
+    data = classes(unusable_share=0.2)
+    data.setup("test")
+    assert "1 of 6 cases cannot be used and are left out:\n  left4: Cannot read" in caplog.text
+    assert len(images_of(data.test_dataloader())) == 5
+    with pytest.raises(DataError, match="1 of 6 cases cannot be used"):
+        classes().setup("test")
 
 
 def test_what_is_learnt_must_be_there(ages, classes, heads):

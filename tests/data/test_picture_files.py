@@ -41,6 +41,32 @@ def test_transparency_and_palettes_are_read_as_they_look(tmp_path):
         np.testing.assert_array_equal(read_picture(tmp_path / name).array[0, ..., 0], GREY)
 
 
+def test_unseen_pixels_are_black_whatever_colour_they_hide(tmp_path):
+    hidden = np.dstack([np.full((5, 7), 200, np.uint8), np.full((5, 7), 255, np.uint8)])
+    hidden[:2, :, 1], hidden[2, :, 1] = 0, 102
+    Image.fromarray(hidden).save(tmp_path / "la.png")
+    palette = Image.fromarray(GREY // 128).convert("P")
+    palette.putpalette([200, 200, 200, 90, 90, 90])
+    palette.save(tmp_path / "p.png", transparency=0)
+    for colour in ("grey", "rgb"):
+        found = read_picture(tmp_path / "la.png", colour).array[0, ..., 0]
+        assert [sorted(set(rows.ravel().tolist())) for rows in (found[:2], found[2], found[3:])] == [[0], [80], [200]]
+        np.testing.assert_array_equal(read_picture(tmp_path / "p.png", colour).array[0, ..., 0], np.where(GREY < 128, 0, 90))
+
+
+def test_the_four_colours_of_a_press_become_grey(tmp_path):
+    smooth = np.repeat(np.linspace(20, 230, 32).astype(np.uint8)[None], 32, axis=0)
+    for name, options in (("a.jpg", {"quality": 95}), ("a.tif", {})):
+        Image.fromarray(smooth).convert("CMYK").save(tmp_path / name, **options)
+        assert Image.open(tmp_path / name).mode == "CMYK"
+        np.testing.assert_allclose(read_picture(tmp_path / name).array[0, ..., 0], smooth, atol=4)
+
+
+def test_the_content_tells_the_format_and_not_the_suffix(tmp_path):
+    save(tmp_path / "a.png", GREY).rename(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.jpg").array[0, ..., 0], GREY)
+
+
 def test_more_than_eight_bits_are_kept(tmp_path):
     deep = RNG.integers(0, 65536, (5, 7), dtype=np.uint16)
     for name in ("a.png", "a.tif"):
@@ -65,11 +91,12 @@ def test_files_that_are_no_pictures_are_named(tmp_path):
             read_picture(tmp_path / name)
 
 
-def test_several_pages_are_refused(tmp_path):
-    pages = [Image.fromarray(GREY) for _ in range(3)]
-    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(DataError, match=r"a\.tif to hold one picture, but it holds 3"):
-        read_picture(tmp_path / "a.tif")
+@pytest.mark.parametrize(("name", "kind"), [("a.tif", "TIFF"), ("a.png", "PNG"), ("a.webp", "WEBP"), ("gif_called.jpg", "GIF")])
+def test_several_pages_and_films_are_refused(tmp_path, name, kind):
+    pages = [Image.fromarray(np.roll(GREY, 2 * number, axis=1)) for number in range(3)]
+    pages[0].save(tmp_path / name, kind, save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match=rf"{name} to hold one picture, but it holds 3\. Save each to its own file"):
+        read_picture(tmp_path / name)
 
 
 def test_a_picture_that_claims_too_much_is_refused(tmp_path):
@@ -120,6 +147,28 @@ def test_the_parts_of_a_split_are_no_classes(tmp_path):
     with pytest.raises(DataError, match=r"but got the parts of a split: Testing, Training\. Name one of them, or list"):
         read_class_folders(tmp_path)
     assert [case.id for case in read_class_folders(tmp_path / "Training").training] == ["a/1.png", "b/1.png"]
+
+
+def test_files_with_other_suffixes_are_counted_and_named(tmp_path, caplog):
+    for name in (
+        "a/1.png",
+        "a/2.gif",
+        "a/p/3.dcm",
+        "b/1.png",
+        "b/notes.txt",
+        "b/z.nii",
+        "b/.hidden",
+        "b/Thumbs.db",
+        "b/_x/4.gif",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [case.id for case in read_class_folders(tmp_path).training] == ["a/1.png", "b/1.png"]
+    words = "4 files are left out, for their suffixes are not those of pictures: a/2.gif, a/p/3.dcm, b/notes.txt, …"
+    assert words in caplog.text
+    (tmp_path / "a" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"a to hold the pictures of a class .*but it holds only 2\.gif, p/3\.dcm\. Remove"):
+        read_class_folders(tmp_path)
 
 
 def test_a_class_without_pictures_is_named(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import scipy.io
 from medseg_se.data_prep.main import main
 
+from medseg_se.data.classification import ClassificationData
 from medseg_se.data.datalist import read_datalist
 from medseg_se.data.pictures import ORIENTATION
 from medseg_se.volumes import read_image, read_labels
@@ -66,6 +67,36 @@ def test_voxels_classes_patients_and_folds(tmp_path, slices):
         assert np.allclose(scan.spacing, (0.49, 0.49, 7.0))
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["notes"] == []
     assert [case.id for case in datalist.fold(0)[1]] == ["2"]
+
+
+def test_the_slices_train_a_classifier_and_patients_stay_whole(tmp_path, slices):
+    numbers = range(1, 19)
+    for number in numbers:  # two slices of each of nine patients, three of each class
+        patient = (number - 1) // 2
+        slices(number, f"patient{patient}", patient % 3 + 1)
+    assert convert(tmp_path) == 0
+    data = ClassificationData(
+        str(tmp_path / "out"),
+        slice_axis="axial",
+        size=[16, 16],
+        folds=3,
+        test_share=0.34,
+        batch_size=4,
+        num_workers=0,
+        store=str(tmp_path / "store"),
+        progress=False,
+    )
+    data.setup("fit")
+    data.setup("test")
+    assert (data.classes, data.spatial_dims) == (("glioma", "meningioma", "pituitary tumor"), 2)
+    patients = [{case.group for case in part} for part in (data.training, data.validation, data.test)]
+    assert not patients[0] & patients[1] and not patients[2] & (patients[0] | patients[1])
+    assert len(set().union(*patients)) == 9
+    assert len(data.training) + len(data.validation) + len(data.test) == len(numbers)
+    assert sorted(case.attributes["class"] for case in data.test) == sorted([*data.classes] * 2)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (4, 1, 16, 16)
+    assert set(batch["target"].tolist()) <= {0, 1, 2}
 
 
 def test_without_folds_patients_are_still_kept_whole(tmp_path, slices, capsys):

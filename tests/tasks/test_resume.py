@@ -314,13 +314,16 @@ def test_a_run_cut_again_and_again_ends_as_if_it_had_not_been(phantoms, kind):
 
 
 @pytest.mark.parametrize(
-    "build",
-    [whole_scans(ClassificationTask, ClassificationData, "sex"), whole_scans(RegressionTask, RegressionData, "age")],
+    ("build", "mixing"),
+    [
+        (whole_scans(ClassificationTask, ClassificationData, "sex"), {"mixup": 0.4, "cutmix": 1.0, "mixing_probability": 0.8}),
+        (whole_scans(RegressionTask, RegressionData, "age"), {"mixup": 0.4}),
+    ],
     ids=["classification", "regression"],
 )
-def test_whole_scans_are_continued_too(phantoms, monkeypatch, build):
+def test_whole_scans_are_continued_too(phantoms, monkeypatch, build, mixing):
     monkeypatch.setitem(NETWORKS, "tiny", Tiny)
-    options = {"network": "tiny", "dropout": 0.3, "ema": 0.9}
+    options = {"network": "tiny", "dropout": 0.3, "ema": 0.9, **mixing}
     fit(Path("whole"), build(phantoms, options), {"max_epochs": 3}, {})
     assert not fit(Path("cut"), build(phantoms, options), {"max_epochs": 3}, {}, [Cut(14)])
     assert fit(Path("cut"), build(phantoms, options), {"max_epochs": 3}, {})
