@@ -4,12 +4,12 @@ The age is uniform over a range. A brain looks as old as its owner plus an indiv
 
     brain age = age + N(0, deviation²),
 
-and what is drawn follows from the brain age alone: of the age itself, a scan tells no more than the brain age does. So the least
-mean absolute error with which the age can be told is known; `medseg_se.metrics.age_floor` computes it.
+and what is drawn follows from the brain age alone: of the age itself, a scan tells no more than the brain age does. So the
+least mean absolute error with which the age can be told is known; `medseg_se.metrics.age_floor` computes it.
 
-The signs are those of healthy ageing, in the size that the literature reports from 20 to 80 years: lateral ventricles about
-double in volume or more, the cortex loses about a fifth of its thickness, grey and white matter come closer in T1-weighted
-scans (Fjell and Walhovd, 2010, https://doi.org/10.1515/REVNEURO.2010.21.3.187; Salat et al., 2009,
+The signs are those of healthy ageing, roughly in the size that they have from 20 to 80 years: the lateral ventricles become
+about three times as large, the cortex loses a quarter of its thickness, grey and white matter come closer in T1-weighted scans
+(Fjell and Walhovd, 2010, https://doi.org/10.1515/REVNEURO.2010.21.3.187; Salat et al., 2009,
 https://doi.org/10.1016/j.neuroimage.2009.06.074). They are no model of ageing: each is one exponential.
 """
 

@@ -1,13 +1,14 @@
 """The least error with which an age can be told from a brain that looks older or younger than it is.
 
 The age a is uniform on [L, H], what can be seen is b = a + N(0, σ²). Given b, the age has the normal density N(b, σ²) cut off
-at L and H. Its median m(b) has the least expected absolute error of all answers, its mean the greatest correlation. With φ and Φ
-of the standard normal, t = (b - L) / σ and w = (H - L) / σ,
+at L and H. Its median m(b) has the least expected absolute error of all answers, its mean the greatest correlation. With φ and
+Φ of the standard normal, t = (b - L) / σ and w = (H - L) / σ,
 
     m(b) = b + σ z(t),      z(t) = Φ⁻¹((Φ(-t) + Φ(w - t)) / 2),
     E|a - m(b)| = σ / w ∫ (2 φ(z(t)) - φ(-t) - φ(w - t)) dt = (2 σ / w) (∫ φ(z(t)) dt - 1),
 
-since E(|x - z|; x in (α, β)) = 2 φ(z) - φ(α) - φ(β) where z parts the mass in halves, and the density of b is that mass / (H - L).
+since E(|x - z|; x in (α, β)) = 2 φ(z) - φ(α) - φ(β) where z parts the mass in halves, and the density of b is that mass
+divided by H - L.
 For w → ∞ it is σ √(2 / π), the error of reading b as the age; a narrower range makes it smaller, for what is known of the range
 helps. `docs/brain_age.md` has the derivation.
 """
@@ -54,8 +55,9 @@ class AgeFloor:
         """Return the mean absolute error of `median`, in years; no predictor has a smaller one on many people."""
         if self.deviation < _UNSEEN:
             return 0.0
-        inside = self._integral(lambda t: _normal(_median(np.array(t), self._width)) - (_normal(t) + _normal(self._width - t)) / 2)
-        return 2 * self.deviation / self._width * inside
+        width = self._width
+        inside = self._integral(lambda t: _normal(_median(np.array(t), width)) - (_normal(t) + _normal(width - t)) / 2)
+        return 2 * self.deviation / width * inside
 
     def pearson(self) -> float:
         """Return the correlation of the mean of the age given what is seen with the age; no predictor has a greater one."""
