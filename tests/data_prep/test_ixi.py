@@ -83,6 +83,29 @@ def test_rows_as_the_published_table_has_them(tmp_path, ixi):
     assert "gives no age for IXI_ID 3" in left_out["IXI003-HH-1300-T1"]
 
 
+def test_a_share_of_every_sites_people_is_held_out(tmp_path, ixi, capsys):
+    sites = ["Guys"] * 8 + ["HH"] * 4
+    names = [f"IXI{number:03d}-{site}-1000-T1" for number, site in enumerate(sites, start=1)]
+    rows = [row(number) for number in range(1, 13)]
+    ixi([*names, "IXI001-Guys-1001-T1"], rows)
+    assert convert(tmp_path, "--test", "0.25") == 0
+    datalist = read_datalist(tmp_path / "out")
+    held_out = {case.group for case in datalist.test}
+    assert sorted(case.attributes["site"] for case in {case.group: case for case in datalist.test}.values()) == ["Guys"] * 2 + [
+        "HH"
+    ]
+    assert held_out.isdisjoint(case.group for case in datalist.training)
+    assert len(datalist.training) + len(datalist.test) == 13
+    assert all(case.attributes["age"] == 35.8 for case in datalist.test)
+    for number in set(range(1, 9)) - {int(group[3:]) for group in held_out}:  # without one of the others, the same people
+        (tmp_path / "IXI" / "IXI-T1" / f"{names[number - 1]}.nii.gz").unlink()
+        break
+    assert main(["ixi", str(tmp_path / "IXI"), str(tmp_path / "fewer"), "--test", "0.25"]) == 0
+    assert {case.group for case in read_datalist(tmp_path / "fewer").test} == held_out
+    assert convert(tmp_path, "--test", "1") == 2
+    assert "below 1" in capsys.readouterr().err
+
+
 def test_another_modality(tmp_path, ixi):
     ixi(["IXI002-Guys-0828-T1", "IXI002-Guys-0828-T2"], [row(2)])
     assert convert(tmp_path, "--modality", "T2") == 0
