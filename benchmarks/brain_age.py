@@ -157,7 +157,7 @@ def main() -> None:
     """Make the people, train, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where everything is kept")
-    parser.add_argument("--people", type=int, default=420, help="heads in all")
+    parser.add_argument("--people", type=int, default=560, help="heads in all")
     parser.add_argument("--held-out", type=int, default=100, help="of which so many are judged")
     parser.add_argument("--minutes", type=float, default=7.0, help="of training a network, at most")
     parser.add_argument("--epochs", type=int, default=60, help="of training a network, at most")

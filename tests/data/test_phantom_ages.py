@@ -30,9 +30,9 @@ def test_ventricles_widen_and_the_cortex_thins(ageing):
     ventricles = [litres(labels, VENTRICLES) for _, labels in ageing]
     third = [litres(labels, (14,)) for _, labels in ageing]
     cortex = [litres(labels, CORTEX) for _, labels in ageing]
-    assert [later / ventricles[0] for later in ventricles[1:]] == pytest.approx([1.85, 3.4], rel=0.1)
+    assert [later / ventricles[0] for later in ventricles[1:]] == pytest.approx([1.87, 3.73], rel=0.1)
     assert third[0] < third[1] < third[2]
-    assert [later / cortex[0] for later in cortex[1:]] == pytest.approx([0.92, 0.83], abs=0.02)
+    assert [later / cortex[0] for later in cortex[1:]] == pytest.approx([0.89, 0.77], abs=0.02)
 
 
 def test_grey_matter_comes_closer_to_white(ageing):
@@ -40,7 +40,7 @@ def test_grey_matter_comes_closer_to_white(ageing):
     for image, labels in ageing:
         median = [np.median(image.array[np.isin(labels.array, values)]) for values in (CORTEX, WHITE)]
         contrast.append(1 - median[0] / median[1])
-    assert contrast[0] > 1.15 * contrast[1] > 1.3 * contrast[2]
+    assert contrast[0] > 1.25 * contrast[1] > 1.5 * contrast[2]
 
 
 def test_the_brain_stays_the_same_otherwise(ageing):
