@@ -7,9 +7,9 @@ The age is uniform over a range. A brain looks as old as its owner plus an indiv
 and what is drawn follows from the brain age alone: of the age itself, a scan tells no more than the brain age does. So the
 least mean absolute error with which the age can be told is known; `medseg_se.metrics.age_floor` computes it.
 
-The signs are those of healthy ageing, somewhat larger than life so that a few hundred heads are enough to learn them: from 20 to
-80 years the lateral ventricles become four times as large, the cortex loses a third of its thickness, grey and white matter come
-closer in T1-weighted scans (Fjell and Walhovd, 2010, https://doi.org/10.1515/REVNEURO.2010.21.3.187; Salat et al., 2009,
+The signs are those of healthy ageing, somewhat larger than life so that a few hundred heads are enough to learn them: from 20
+to 80 years the lateral ventricles become four times as large, the cortex loses a third of its thickness, grey and white matter
+come closer in T1-weighted scans (Fjell and Walhovd, 2010, https://doi.org/10.1515/REVNEURO.2010.21.3.187; Salat et al., 2009,
 https://doi.org/10.1016/j.neuroimage.2009.06.074). They are no model of ageing: each is one exponential.
 """
 

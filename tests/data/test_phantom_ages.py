@@ -19,7 +19,7 @@ VENTRICLES, CORTEX, WHITE = (4, 43), (3, 42), (2, 41)
 @pytest.fixture(scope="module")
 def ageing():
     """Return the head of the same woman at three ages."""
-    return [make_subject("brain", 2, 0, 3.5, Person(age, age, "female").signs) for age in (20, 50, 80)]
+    return [make_subject("brain", 2, 0, 4.0, Person(age, age, "female").signs) for age in (20, 50, 80)]
 
 
 def litres(labels, values):
