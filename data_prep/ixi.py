@@ -10,12 +10,14 @@ import csv
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 from medseg_se.data.scan import read_channels
-from medseg_se.errors import DataError
+from medseg_se.errors import DataError, UsageError
 from medseg_se.files import files_below
 
 from .collection import Collection, Item, Scan
@@ -27,14 +29,20 @@ _OLDEST = 120.0  # years
 _SEX = {"1": "male", "2": "female"}
 
 
-def find(source: Path, *, modality: Literal["T1", "T2", "PD", "MRA"] = "T1", table: str | None = None) -> Collection:
+def find(
+    source: Path, *, modality: Literal["T1", "T2", "PD", "MRA"] = "T1", table: str | None = None, test: float = 0.0
+) -> Collection:
     """Convert IXI scans for the regression of age; there are no label maps.
 
     Args:
         source: Folder that holds the scans, also in folders of their own.
         modality: Which scans are taken.
         table: The CSV with the columns IXI_ID and AGE; the only CSV in the source if not given.
+        test: Share of the people of every site that is held out, in the order of a hash of their numbers, so that it is the
+            same people whatever is missing otherwise.
     """
+    if not 0 <= test < 1:
+        raise UsageError(f"Expected `test` to be at least 0 and below 1, but got {test}.")
     matched = [(path, _SCAN.fullmatch(path.name)) for path in sorted(files_below(source))]
     scans = [(path, match) for path, match in matched if match and match["modality"].upper() == modality]
     if not scans:
@@ -50,7 +58,19 @@ def find(source: Path, *, modality: Literal["T1", "T2", "PD", "MRA"] = "T1", tab
             left_out[match["case"]] = str(error)
             continue
         items.append(Item(match["case"], (scan,), partial(_read, scan), group=f"IXI{match['number']}", attributes=attributes))
-    return Collection("IXI", (modality,), None, items, left_out)
+    return Collection("IXI", (modality,), None, _held_out(items, test), left_out)
+
+
+def _held_out(items: list[Item], share: float) -> list[Item]:
+    """Hold out a share of the people of every site, for scanners differ and so do the ages of those who were scanned."""
+    sites: dict[str, set[str]] = {}
+    for item in items:
+        sites.setdefault(item.attributes["site"], set()).add(item.group)
+    chosen = set()
+    for people in sites.values():
+        order = sorted(people, key=lambda person: sha256(f"test:{person}".encode()).hexdigest())
+        chosen.update(order[: round(share * len(order))])
+    return [replace(item, test=item.group in chosen) for item in items]
 
 
 def _read(scan: Path) -> Scan:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from medseg_se.data.phantom import Kind, write_phantoms
+from medseg_se.data.phantom_ages import Ages
 from medseg_se.errors import UsageError
 
 
@@ -17,6 +18,8 @@ def phantom(
     test: int = 4,
     seed: int = 0,
     resolution: float | None = None,
+    ages: tuple[float, float] | None = None,
+    age_deviation: float = 5.0,
     workers: int | None = None,
 ) -> int:
     """Make a dataset of phantoms; run again after an interruption, it makes what is missing.
@@ -28,6 +31,9 @@ def phantom(
         test: How many of them are held out; their labels lie in labelsTs.
         seed: Another seed gives other subjects.
         resolution: Edge of a voxel in mm, about; 2.4 for a brain and 6 for a torso if left out.
+        ages: The youngest and the oldest in years, such as [20,80], for heads whose age is known and seen: the datalist gives
+            age and sex of each. People without an age if left out.
+        age_deviation: Standard deviation of how old a brain looks from how old it is, in years; only with `ages`.
         workers: Processes that draw at once; as many as there are cores if left out.
     """
     if not 0 <= test <= cases:
@@ -35,7 +41,8 @@ def phantom(
     folder = Path(output)
     before = _finished(folder)
     processes = workers or os.cpu_count() or 1
-    description = write_phantoms(folder, kind, cases - test, test, seed, resolution, processes, progress=True)
+    people = None if ages is None else Ages(*ages, age_deviation)
+    description = write_phantoms(folder, kind, cases - test, test, seed, resolution, processes, progress=True, ages=people)
     print(f"{description}: made {_finished(folder) - before} {kind} phantoms, {before} were there already.")
     return 0
 

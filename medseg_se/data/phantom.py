@@ -2,7 +2,8 @@
 
 A subject is drawn as solids in mm, bent by a smooth warp, and then scanned: on a grid with its own spacing, orientation and
 tilt, with partial volume, noise and (in MR) a bias field. Pairs of structures look alike, and what lies around the brain has
-its intensities too, so that no threshold finds them. `write_phantoms` writes a Decathlon dataset of them.
+its intensities too, so that no threshold finds them. `write_phantoms` writes a Decathlon dataset of them. Heads may be those
+of people whose age is known and seen, see `phantom_ages`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import multiprocessing
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
 from medseg_se.data.datalist import read_json
+from medseg_se.data.phantom_ages import Ages, Person, Signs
 from medseg_se.data.phantom_shapes import Array, Grid, majority, paint_brain, paint_torso, rotation
 from medseg_se.errors import DataError, UsageError, unknown_name
 from medseg_se.files import atomic_write, write_json
@@ -90,20 +92,29 @@ class _Recipe:
     centre: tuple[float, float, float]
     field_of_view: tuple[float, float, float]
     warp: float
-    paint: Callable[[Array, np.random.Generator], tuple[npt.NDArray[np.uint8], Array]]
+    paint: Callable[[Array, np.random.Generator, Signs], tuple[npt.NDArray[np.uint8], Array]]
     scan: Callable[[Grid, Array, np.random.Generator], npt.NDArray[Any]]
 
 
-def make_subject(kind: Kind, subject: int, seed: int = 0, resolution: float | None = None) -> tuple[Volume, Volume]:
+def draw_person(ages: Ages, subject: int, seed: int = 0) -> Person:
+    """Return whose head a subject is; it depends on nothing but the arguments."""
+    return ages.draw(np.random.default_rng(_sources("brain", subject, seed)[3]))
+
+
+def make_subject(
+    kind: Kind, subject: int, seed: int = 0, resolution: float | None = None, signs: Signs | None = None
+) -> tuple[Volume, Volume]:
     """Draw and scan one subject.
 
-    A subject depends on nothing but `kind`, `seed` and `subject`; at another resolution it is the same subject, scanned again.
+    A subject depends on nothing but `kind`, `seed`, `subject` and `signs`; at another resolution it is the same subject,
+    scanned again, and with other signs the same one at another age.
 
     Args:
         kind: "brain" (T1-weighted MR, float32) or "torso" (CT in HU, int16).
         subject: Number of the subject, from 0.
         seed: Another seed gives other subjects.
         resolution: Edge of a voxel in mm, about: spacings are mixed. The kind's own (2.4 or 6 mm) if None.
+        signs: What age and sex change in a head; nothing if None.
 
     Returns:
         The image and, on the same grid, the label map (uint8), each (1, I, J, K).
@@ -115,10 +126,12 @@ def make_subject(kind: Kind, subject: int, seed: int = 0, resolution: float | No
     resolution = _check_resolution(recipe, resolution)
     if subject < 0 or seed < 0:
         raise UsageError(f"Expected `subject` and `seed` to be 0 or more, but got {subject} and {seed}.")
-    sources = np.random.SeedSequence((seed, recipe.number, subject)).spawn(3)
-    for_grid, for_anatomy, for_scan = (np.random.default_rng(source) for source in sources)
+    if signs is not None and kind != "brain":
+        raise UsageError(f"Expected `kind` to be brain for phantoms with an age, but got {kind}.")
+    signs = signs or Signs()
+    for_grid, for_anatomy, for_scan = (np.random.default_rng(source) for source in _sources(kind, subject, seed)[:3])
     grid, orientation = _draw_grid(recipe, resolution, for_grid)
-    labels, values = recipe.paint(_draw_points(recipe, grid, for_anatomy), for_anatomy)
+    labels, values = recipe.paint(_draw_points(recipe, grid, for_anatomy, signs.size), for_anatomy, signs)
     image = recipe.scan(grid, grid.blocks(values).mean(axis=0), for_scan)
     truth = majority(grid.blocks(labels))
     scanned, labelled = (reorient(Volume(array[None], grid.affine), orientation) for array in (image, truth))
@@ -134,6 +147,7 @@ def write_phantoms(
     resolution: float | None = None,
     workers: int = 1,
     progress: bool = False,
+    ages: Ages | None = None,
 ) -> Path:
     """Write a Decathlon dataset of phantoms; run again after an interruption, it makes what is missing.
 
@@ -146,6 +160,8 @@ def write_phantoms(
         resolution: As in `make_subject`.
         workers: Processes that draw at once.
         progress: Show a progress bar.
+        ages: Who the people are, of whom the datalist then gives age, sex and brain age; only of heads. People without an age
+            if None.
 
     Returns:
         The path of dataset.json, which is written last.
@@ -162,14 +178,20 @@ def write_phantoms(
             "Expected `training` and `test` to be 0 or more with a case in all, and `workers` to be 1 or more, "
             f"but got training={training}, test={test}, workers={workers}."
         )
+    if ages is not None and kind != "brain":
+        raise UsageError(f"Expected `kind` to be brain for phantoms with an age, but got {kind}.")
     output = Path(output)
     parameters = {"kind": kind, "training": training, "test": test, "seed": seed, "resolution": resolution, "version": VERSION}
+    parameters["ages"] = None if ages is None else asdict(ages)
     _claim(output, parameters)
     cases = [(subject, "Tr" if subject < training else "Ts") for subject in range(training + test)]
-    tasks = [(output, kind, subject, split, seed, resolution) for subject, split in cases]
+    people = [None if ages is None else draw_person(ages, subject, seed) for subject, _ in cases]
+    tasks = [(output, kind, *case, seed, resolution, person) for case, person in zip(cases, people, strict=True)]
     missing = [task for task in tasks if not all(path.is_file() for path in _paths(*task[:4]))]
     _work_off(missing, workers, progress)
-    entries = {split: [_entry(output, kind, subject, split) for subject, s in cases if s == split] for split in ("Tr", "Ts")}
+    entries: dict[str, list[dict[str, Any]]] = {"Tr": [], "Ts": []}
+    for (subject, split), person in zip(cases, people, strict=True):
+        entries[split].append(_entry(output, kind, subject, split, person))
     description = {
         "name": f"Phantom-{kind}",
         "description": f"Procedural {kind} phantoms with exact labels; no patient's data",
@@ -195,6 +217,11 @@ def _recipe(kind: str) -> _Recipe:
     return RECIPES[kind]
 
 
+def _sources(kind: str, subject: int, seed: int) -> list[np.random.SeedSequence]:
+    """Return where the randomness of grid, anatomy, scan and person comes from."""
+    return np.random.SeedSequence((seed, _recipe(kind).number, subject)).spawn(4)
+
+
 def _check_resolution(recipe: _Recipe, resolution: float | None) -> float:
     if resolution is None:
         return recipe.resolution
@@ -213,9 +240,9 @@ def _draw_grid(recipe: _Recipe, resolution: float, rng: np.random.Generator) -> 
     return grid, ORIENTATIONS[rng.integers(len(ORIENTATIONS))]
 
 
-def _draw_points(recipe: _Recipe, grid: Grid, rng: np.random.Generator) -> Array:
+def _draw_points(recipe: _Recipe, grid: Grid, rng: np.random.Generator, size: float) -> Array:
     """Place the subject in the scanner and bend it: where each fine point lies in the anatomy's own frame, (3, N)."""
-    sizes = np.exp(0.03 * rng.normal(0, 1, 3).clip(-2, 2))
+    sizes = size * np.exp(0.03 * rng.normal(0, 1, 3).clip(-2, 2))
     pose = rotation(rng.uniform(-4, 4, 3)) / sizes[:, None]
     points = grid.points(pose, np.array(recipe.centre) + rng.uniform(-2, 2, 3))
     frequencies = np.sqrt(sum(np.meshgrid(*[np.arange(6.0) ** 2] * 3, indexing="ij")))
@@ -295,12 +322,13 @@ def _paths(output: Path, kind: str, subject: int, split: str) -> tuple[Path, Pat
     return output / f"images{split}" / name, output / f"labels{split}" / name
 
 
-def _entry(output: Path, kind: str, subject: int, split: str) -> dict[str, str]:
+def _entry(output: Path, kind: str, subject: int, split: str, person: Person | None) -> dict[str, Any]:
     image, label = (path.relative_to(output).as_posix() for path in _paths(output, kind, subject, split))
-    return {"image": image, "label": label, "group": f"{kind}_{subject:03d}"}
+    attributes = {} if person is None else person.attributes
+    return {"image": image, "label": label, "group": f"{kind}_{subject:03d}", **attributes}
 
 
-def _work_off(tasks: list[tuple[Path, Kind, int, str, int, float]], workers: int, progress: bool) -> None:
+def _work_off(tasks: list[tuple[Path, Kind, int, str, int, float, Person | None]], workers: int, progress: bool) -> None:
     finished: Iterable[None]
     if workers == 1 or len(tasks) < 2:
         finished = itertools.starmap(_write_case, tasks)
@@ -320,8 +348,10 @@ def _consume(finished: Iterable[None], total: int, progress: bool) -> None:
         pass
 
 
-def _write_case(output: Path, kind: Kind, subject: int, split: str, seed: int, resolution: float) -> None:
-    image, labels = make_subject(kind, subject, seed, resolution)
+def _write_case(
+    output: Path, kind: Kind, subject: int, split: str, seed: int, resolution: float, person: Person | None
+) -> None:
+    image, labels = make_subject(kind, subject, seed, resolution, None if person is None else person.signs)
     image_path, label_path = _paths(output, kind, subject, split)
     write_volume(labels, label_path)
     if subject % 3 == 1:

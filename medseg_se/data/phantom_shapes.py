@@ -17,6 +17,8 @@ import numpy.typing as npt
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from medseg_se.data.phantom_ages import Signs
+
 Array = npt.NDArray[np.float32]
 FINER = 2  # points along each axis of a voxel; their mean and majority make its intensity and label
 
@@ -186,12 +188,13 @@ HIPPOCAMPUS = [(21, -14, -21, 6.8), (27, -20, -18, 7.4), (30, -29, -11, 6.5), (2
 BRAIN_STEM = [(0, -26, -4, 11), (0, -29, -16, 13), (0, -27, -30, 15.5), (0, -33, -46, 10.5), (0, -40, -60, 8.5)]
 
 
-def paint_brain(points: Array, rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], Array]:
+def paint_brain(points: Array, rng: np.random.Generator, signs: Signs) -> tuple[npt.NDArray[np.uint8], Array]:
     """Return FreeSurfer's label and the brightness of every point of a head, (N,) each.
 
     Args:
         points: (3, N) RAS mm in the head's own frame: origin at the anterior commissure.
         rng: Draws the folds, the sizes of structures and the tissues' brightness.
+        signs: What its age changes; the same numbers are drawn whatever it is.
     """
     mirrored = np.concatenate([np.abs(points[:1]), points[1:]])
     hemisphere = _hemisphere(mirrored)
@@ -204,10 +207,11 @@ def paint_brain(points: Array, rng: np.random.Generator) -> tuple[npt.NDArray[np
     in_stem = (np.hypot(mirrored[0], mirrored[1] + 32) < 18) & (np.abs(mirrored[2] + 30) < 45)
     inside = np.flatnonzero((dura < 1) | in_stem)
     solids = hemisphere[inside], temporal[inside], cerebellum[inside]
-    found = _brain(points[:, inside], mirrored[:, inside], *solids, rng)
+    found = _brain(points[:, inside], mirrored[:, inside], *solids, rng, signs)
 
     shades = np.zeros(256, dtype=np.float32)
     shades[list(BRAIN_BRIGHTNESS)] = list(BRAIN_BRIGHTNESS.values())
+    shades[3] = shades[2] - signs.contrast * (shades[2] - shades[3])
     shades *= np.exp(rng.normal(0, 0.02, 256))
     brightness[inside] = np.where(found > 0, shades[found], brightness[inside])
     labels = np.zeros(points.shape[1], dtype=np.uint8)
@@ -251,7 +255,13 @@ def _head(p: Array, dura: Array, rng: np.random.Generator) -> Array:
 
 
 def _brain(
-    points: Array, mirrored: Array, hemisphere: Array, temporal: Array, cerebellum: Array, rng: np.random.Generator
+    points: Array,
+    mirrored: Array,
+    hemisphere: Array,
+    temporal: Array,
+    cerebellum: Array,
+    rng: np.random.Generator,
+    signs: Signs,
 ) -> npt.NDArray[np.uint8]:
     """Label the points inside of the dura with the values of the left side."""
     found = np.zeros(points.shape[1], dtype=np.uint8)
@@ -259,21 +269,23 @@ def _brain(
     core = ellipsoid(mirrored, (0, -8, 9), (32, 40, 25))  # where the two hemispheres are one
     cerebrum = blend(np.minimum(hemisphere, temporal), trunk, width=6)
     medial = mirrored[0] - 0.9 + np.clip(-4 * core, 0, 60)
-    _fold_cortex(found, points, -cerebrum, medial, rng)
+    _fold_cortex(found, points, -cerebrum, medial, rng, signs.cortex)
     found[(core < 0) & (cerebrum < 0)] = 2
     _fold_cerebellum(found, mirrored, np.maximum(cerebellum, 1.5 - cerebrum))
     for side in (points[0] < 0, points[0] >= 0):
         at = np.flatnonzero(side & (mirrored[0] < 55) & (core < 40))
-        found[at] = _deep_structures(found[at], mirrored[:, at], rng)
+        found[at] = _deep_structures(found[at], mirrored[:, at], rng, signs.ventricles)
     middle = np.flatnonzero(mirrored[0] < 24)
     p = mirrored[:, middle]
     found[middle[tube(p, BRAIN_STEM, _jitter(rng, 0.04)) < 0]] = 16
-    found[middle[ellipsoid(p, (0, -14, 1), (4.2, 16, 13)) < 0]] = 14
+    found[middle[ellipsoid(p, (0, -14, 1), (4.2 * signs.ventricles, 16, 13)) < 0]] = 14
     found[middle[ellipsoid(p, (0, -45, -34), (8, 5, 11)) < 0]] = 0  # the fourth ventricle, not a structure here
     return found
 
 
-def _fold_cortex(found: npt.NDArray[np.uint8], points: Array, depth: Array, medial: Array, rng: np.random.Generator) -> None:
+def _fold_cortex(
+    found: npt.NDArray[np.uint8], points: Array, depth: Array, medial: Array, rng: np.random.Generator, thickness: float
+) -> None:
     """Label cortex and white matter: a ribbon that follows sulci, which run from the surface towards the centre."""
     below = np.minimum(depth, medial)
     found[below >= 17] = 2
@@ -282,10 +294,10 @@ def _fold_cortex(found: npt.NDArray[np.uint8], points: Array, depth: Array, medi
     ray = points[:, shell] - centre.astype(np.float32)
     ray *= 56 / np.sqrt(np.einsum("in,in->n", ray, ray))
     valley = np.abs(Noise(rng, 20)(ray + centre.astype(np.float32)))
-    sulcus, bank = np.exp(-((valley / 0.24) ** 2)), np.exp(-((valley / 1.1) ** 2))
+    sulcus, bank = np.exp(-((valley / 0.24) ** 2)), np.exp(-((valley / (1.1 * thickness)) ** 2))
     depth, medial = depth[shell], medial[shell]
     pial = (depth > 9 * sulcus) & (medial > 2 * sulcus)
-    white = (depth > 3 + 13 * bank) & (medial > 3 + 4 * bank)
+    white = (depth > 3 * thickness + 13 * bank) & (medial > 3 * thickness + 4 * bank)
     found[shell] = np.where(pial, np.where(white, 2, 3), 0)
 
 
@@ -299,10 +311,13 @@ def _fold_cerebellum(found: npt.NDArray[np.uint8], mirrored: Array, cerebellum: 
     found[at] = np.where(depth > 5 * np.exp(-((fan / 0.12) ** 2)), label, 0)
 
 
-def _deep_structures(found: npt.NDArray[np.uint8], p: Array, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _deep_structures(
+    found: npt.NDArray[np.uint8], p: Array, rng: np.random.Generator, ventricles: float
+) -> npt.NDArray[np.uint8]:
     """Label one side's nuclei, ventricle, hippocampus and amygdala, each moved and sized a little differently."""
     moves = rng.normal(0, 0.6, (6, 3, 1)).clip(-1.2, 1.2).astype(np.float32)
     sizes = [_jitter(rng, spread) for spread in (0.05, 0.05, 0.05, 0.1, 0.05, 0.05)]
+    sizes[3] *= ventricles
     for label, solid in (
         (10, ellipsoid(p + moves[0], (11.5, -18, 8), np.array((10, 16.5, 11)) * sizes[0], (12, 0, 22))),
         (12, ellipsoid(p + moves[1], (27.5, 3, 2), np.array((7, 18.5, 12.5)) * sizes[1], (0, 10, 12))),
@@ -344,12 +359,13 @@ PSOAS = [(30, -40, -15, 7), (40, -38, -65, 16), (52, -24, -120, 19), (68, 12, -1
 PUBIS = [(88, 16, -205, 12), (56, 44, -222, 10), (8, 56, -222, 11)]
 
 
-def paint_torso(points: Array, rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], Array]:
+def paint_torso(points: Array, rng: np.random.Generator, signs: Signs) -> tuple[npt.NDArray[np.uint8], Array]:
     """Return the label and the HU of every point of a trunk from the hips to the apex of the lungs, (N,) each.
 
     Args:
         points: (3, N) RAS mm in the trunk's own frame: origin in the middle of the body, at the height of the stomach.
         rng: Draws fat, the sizes of organs and the texture of tissues.
+        signs: Of a brain's age; none of them is in a trunk.
     """
     waist = 1 - 0.07 * np.exp(-(((points[2] + 50) / 60) ** 2)) - 0.2 * np.clip((points[2] - 130) / 110, 0, 1) ** 2
     body = ellipsoid(np.stack([points[0] / waist, points[1] / waist, points[2]]), (0, 0, 0), (164, 108, 1500))

@@ -9,11 +9,14 @@ from medseg_se.data_prep.main import main
 from medseg_se.data.datalist import read_datalist
 from medseg_se.volumes import read_image
 
-HEADER = 'IXI_ID,"SEX_ID (1=m, 2=f)",HEIGHT,WEIGHT,ETHNIC_ID,DOB,DATE_AVAILABLE,STUDY_DATE,AGE'
+HEADER = (
+    'IXI_ID,"SEX_ID (1=m, 2=f)",HEIGHT,WEIGHT,ETHNIC_ID,MARITAL_ID,OCCUPATION_ID,QUALIFICATION_ID,'
+    "DOB,DATE_AVAILABLE,STUDY_DATE,AGE"
+)
 
 
 def row(number, sex="1", age="35.8"):
-    return f"{number},{sex},178,75,1,1969-08-21,1,2005-06-15,{age}"
+    return f"{number},{sex},178,75,1,2,1,5,1969-08-21,1,2005-06-15,{age}"
 
 
 @pytest.fixture
@@ -55,6 +58,52 @@ def test_voxels_ages_groups_and_sites(tmp_path, ixi, make_affine):
     image = read_image(datalist.training[0].images[0])
     assert np.array_equal(image.array[0], arrays["IXI002-Guys-0828-T1"])
     assert np.allclose(image.affine, make_affine("PSR", (0.94, 0.94, 1.2)))
+
+
+def test_rows_as_the_published_table_has_them(tmp_path, ixi):
+    """Numbers as a spreadsheet program writes them, a person twice, one who was never scanned, one whose age is unknown."""
+    rows = [
+        "1,1,178.0,75.0,1,2,1,5,1969-08-21,1,2005-06-15,35.8165639972621",
+        "2.0,2.0,163.0,58.0,1,4,1,5,1970-01-30,1,2005-11-18,35.8001368925394",
+        "2.0,2.0,0.0,0.0,1,4,1,5,1970-01-30,1,2005-11-18,35.8001368925394",
+        "3,2,160,0,0,0,0,0,,0,,",
+        "14,1,,,,,,,,0,,",
+        "14,2,163,65,4,4,1,4,1971-03-15,1,2005-12-09,34.7378507871321",
+    ]
+    ixi(["IXI001-Guys-0828-T1", "IXI002-Guys-0828-T1", "IXI003-HH-1300-T1", "IXI014-HH-1236-T1"], rows)
+    assert convert(tmp_path) == 1
+    told = {case.group: dict(case.attributes) for case in read_datalist(tmp_path / "out").training}
+    assert told == {
+        "IXI001": {"age": 35.8165639972621, "sex": "male", "site": "Guys"},
+        "IXI002": {"age": 35.8001368925394, "sex": "female", "site": "Guys"},
+        "IXI014": {"age": 34.7378507871321, "site": "HH"},  # the two rows contradict each other about the sex
+    }
+    left_out = json.loads((tmp_path / "out" / "conversion.json").read_text())["left_out"]
+    assert list(left_out) == ["IXI003-HH-1300-T1"]
+    assert "gives no age for IXI_ID 3" in left_out["IXI003-HH-1300-T1"]
+
+
+def test_a_share_of_every_sites_people_is_held_out(tmp_path, ixi, capsys):
+    sites = ["Guys"] * 8 + ["HH"] * 4
+    names = [f"IXI{number:03d}-{site}-1000-T1" for number, site in enumerate(sites, start=1)]
+    rows = [row(number) for number in range(1, 13)]
+    ixi([*names, "IXI001-Guys-1001-T1"], rows)
+    assert convert(tmp_path, "--test", "0.25") == 0
+    datalist = read_datalist(tmp_path / "out")
+    held_out = {case.group for case in datalist.test}
+    assert sorted(case.attributes["site"] for case in {case.group: case for case in datalist.test}.values()) == ["Guys"] * 2 + [
+        "HH"
+    ]
+    assert held_out.isdisjoint(case.group for case in datalist.training)
+    assert len(datalist.training) + len(datalist.test) == 13
+    assert all(case.attributes["age"] == 35.8 for case in datalist.test)
+    for number in set(range(1, 9)) - {int(group[3:]) for group in held_out}:  # without one of the others, the same people
+        (tmp_path / "IXI" / "IXI-T1" / f"{names[number - 1]}.nii.gz").unlink()
+        break
+    assert main(["ixi", str(tmp_path / "IXI"), str(tmp_path / "fewer"), "--test", "0.25"]) == 0
+    assert {case.group for case in read_datalist(tmp_path / "fewer").test} == held_out
+    assert convert(tmp_path, "--test", "1") == 2
+    assert "below 1" in capsys.readouterr().err
 
 
 def test_another_modality(tmp_path, ixi):
