@@ -181,7 +181,14 @@ def write_phantoms(
     if ages is not None and kind != "brain":
         raise UsageError(f"Expected `kind` to be brain for phantoms with an age, but got {kind}.")
     output = Path(output)
-    parameters = {"kind": kind, "training": training, "test": test, "seed": seed, "resolution": resolution, "version": VERSION}
+    parameters: dict[str, Any] = {
+        "kind": kind,
+        "training": training,
+        "test": test,
+        "seed": seed,
+        "resolution": resolution,
+        "version": VERSION,
+    }
     parameters["ages"] = None if ages is None else asdict(ages)
     _claim(output, parameters)
     cases = [(subject, "Tr" if subject < training else "Ts") for subject in range(training + test)]
