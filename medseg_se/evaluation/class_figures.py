@@ -54,7 +54,7 @@ def figures_of_classes(truth: Classes, answers: Array, groups: Sequence[str], un
 def figures_by_class(truth: Classes, answers: Array, groups: Sequence[str]) -> list[dict[str, Interval]]:
     """Return recall, precision, F1 and AUC (against the rest) of every class; n is 0 of a class that is nowhere."""
     said = chosen(answers)
-    areas = one_vs_rest(truth, _ranked(truth, answers))
+    areas = one_vs_rest(truth, ranking_scores(truth, answers))
     figures = []
     for label in range(answers.shape[1]):
         true, taken = truth == label, said == label
@@ -73,7 +73,7 @@ def figures_by_class(truth: Classes, answers: Array, groups: Sequence[str]) -> l
 
 def figures_of_pairs(truth: Classes, answers: Array) -> dict[tuple[int, int], Interval]:
     """Return the area of every two classes by Hand and Till, (A(i|j) + A(j|i)) / 2; cases of other classes are left out."""
-    ranked, count = _ranked(truth, answers), answers.shape[1]
+    ranked, count = ranking_scores(truth, answers), answers.shape[1]
     pairs = {}
     for i in range(count):
         for j in range(i + 1, count):
@@ -125,10 +125,10 @@ def _auc(truth: Classes, answers: Array) -> Interval:
     if len(present) < 2:
         return _nothing("one class alone is there")
     numbers = np.searchsorted(present, truth)
-    return hand_till(numbers, _ranked(truth, answers)[:, present])
+    return hand_till(numbers, ranking_scores(truth, answers)[:, present])
 
 
-def _ranked(truth: Classes, answers: Array) -> Array:
+def ranking_scores(truth: Classes, answers: Array) -> Array:
     """Return the probabilities; without an answer the worst there are, below all for the own class, above all for others."""
     ranked = answers.copy()
     missing = ~np.isfinite(answers).all(axis=1)

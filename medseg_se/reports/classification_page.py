@@ -10,11 +10,12 @@ import numpy as np
 
 from medseg_se.data.datalist import Case
 from medseg_se.errors import UsageError
+from medseg_se.evaluation.class_figures import ranking_scores
 from medseg_se.evaluation.judged import Judged
 from medseg_se.reports.answer_cards import Shown, distance_words, probability_bars
 from medseg_se.reports.answer_page import LIMIT, Cards, Contents, check_names, heat_box, links, named, write_page
 from medseg_se.reports.classification_plots import confusion_table, reliability_plot, roc_plot
-from medseg_se.reports.judged_tables import classes_of_cases, figures, interval_words, summary_table
+from medseg_se.reports.judged_tables import classes_of_cases, figures, interval_words, pairs_table, summary_table
 from medseg_se.reports.page import facts_table, number, safe, section
 from medseg_se.version import __version__
 
@@ -119,12 +120,11 @@ def _attention(gates: ClassGates) -> str:
 
 
 def _plots(judged: Judged) -> tuple[str, str]:
-    """Return the ROC curves and the reliability plot."""
-    answered = judged.chosen >= 0
-    if not answered.any():
+    """Return the ROC curves, of the cases that the areas are of, and the reliability plot."""
+    if not judged.answered.any():
         return '<p class="faint">No case has an answer.</p>', ""
     areas = [f"AUC {interval_words(judged.by_name[name].get('AUC'))}" for name in judged.names]
-    roc = roc_plot(judged.names, judged.truth[answered], judged.answers[answered], areas)
+    roc = roc_plot(judged.names, judged.truth, ranking_scores(judged.truth, judged.answers), areas)
     return roc, reliability_plot(judged.reliability) if judged.reliability is not None else ""
 
 
@@ -148,7 +148,7 @@ def _body(
         "confusion": section("What is taken for what", confusion_table(judged.names, judged.confusion), "confusion"),
         "curves": section(
             "ROC curves, and whether probabilities mean what they say",
-            f'<div class="panels">{roc}{reliability}</div>',
+            f'<div class="panels">{roc}{reliability}</div>{pairs_table(judged)}',
             "curves",
         ),
         "cases": section("Answers, the most confident errors first", _cards(cards, worst, explainer), "cases"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from medseg_se.evaluation.judged import Judged
 from medseg_se.evaluation.statistics.bootstrap import Interval
@@ -22,9 +22,13 @@ def figures(judged: Judged) -> str:
     for title, found in judged.figures.items():
         small = f'<span class="faint">{safe(title)}{_interval(found)}</span>'
         parts.append(f'<p><span class="large">{number(found.estimate)}</span>{small}</p>')
-    reasons = dict.fromkeys(found.reason for found in judged.figures.values() if found.reason)
-    why = f'<p class="faint">No interval: {safe("; ".join(reasons))}.</p>' if reasons else ""
-    return f'<div class="figures">{"".join(parts)}</div>{why}'
+    return f'<div class="figures">{"".join(parts)}</div>{_reasons(judged.figures)}'
+
+
+def _reasons(found: Mapping[str, Interval]) -> str:
+    """Return why some have no interval."""
+    why = "; ".join(f"{name}: {one.reason}" for name, one in found.items() if one.reason)
+    return f'<p class="faint">No interval of {safe(why)}.</p>' if why else ""
 
 
 def interval_words(found: Interval | None) -> str:
@@ -51,9 +55,18 @@ def summary_table(judged: Judged, heading: str, counts: Sequence[int]) -> str:
         found = judged.by_name[name]
         cells = [_cell(found[one]) if one in found else Cell("–") for one in measures]
         rows.append([Cell.text(name), Cell.of(count, 0), *cells])
-    reasons = dict.fromkeys(one.reason for found in judged.by_name.values() for one in found.values() if one.reason)
-    why = f'<p class="faint">No interval: {safe("; ".join(reasons))}.</p>' if reasons else ""
-    return sortable_table(columns, rows, "Estimates with 95 % intervals") + why
+    each = {f"{measure} of {name}": one for name, found in judged.by_name.items() for measure, one in found.items()}
+    return sortable_table(columns, rows, "Estimates with 95 % intervals") + _reasons(each)
+
+
+def pairs_table(judged: Judged) -> str:
+    """Return the area under the ROC curve of every two classes, the hardest pair first; nothing of two classes alone."""
+    if len(judged.pairs) < 2:
+        return ""
+    order = sorted(judged.pairs, key=lambda pair: (math.isnan(judged.pairs[pair].estimate), judged.pairs[pair].estimate))
+    rows = [[Cell.text(pair), Cell.of(judged.pairs[pair].n, 0), _cell(judged.pairs[pair])] for pair in order]
+    columns = [Column("Classes", "text"), Column("n"), Column("AUC", note="with its 95 % interval")]
+    return sortable_table(columns, rows, "Two classes against each other, cases of others left out") + _reasons(judged.pairs)
 
 
 def _cell(found: Interval) -> Cell:

@@ -76,7 +76,9 @@ def test_the_table_above_holds_every_class_of_network():
 def test_the_equations_hold_by_finite_differences(name, dims):
     network, scans = build(name, dims).double(), scans_of(dims).double()
     wanted = torch.tensor([[0, 2], [1, 0]])
+    hooks = [len(module._forward_hooks) for module in network.modules()]
     found = grad_cam(network, scans, wanted)
+    assert [len(module._forward_hooks) for module in network.modules()] == hooks
     plain, maps = answered(network, scans)
     torch.testing.assert_close(found.answers.double(), plain, rtol=1e-6, atol=1e-6)
     evidence, flat = found.evidence.flatten(2).double(), maps.flatten(2)
