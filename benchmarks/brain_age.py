@@ -82,7 +82,6 @@ def train(recipe: str, folder: Path, source: Path, minutes: float, epochs: int) 
         "trainer": {
             "default_root_dir": str(run),
             "accelerator": "cpu",
-            "precision": "32-true",
             "max_epochs": epochs,
             "max_time": "00:{:02d}:{:02d}:{:02d}".format(*clock(minutes)),
         },

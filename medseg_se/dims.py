@@ -139,7 +139,7 @@ class QuickConv3d(nn.Conv3d):
             with torch.autocast("cpu", enabled=False):
                 bias = None if self.bias is None else self.bias.float()
                 small: Tensor = self._conv_forward(input.float().contiguous(), self.weight.float().contiguous(), bias)
-            return small.bfloat16()
+            return small.to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype)
         if self._learns_in_bfloat16(input) and not (input.is_contiguous() and self.weight.is_contiguous()):
             convolved: Tensor = self._conv_forward(input.contiguous(), self.weight.contiguous(), self.bias)
             return convolved
