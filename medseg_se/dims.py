@@ -130,12 +130,17 @@ class QuickConv3d(nn.Conv3d):
     PyTorch sends float32 maps of one sample with N·C·D·H up to 20,480 to a loop that is up to thirty times slower than oneDNN,
     which is there for all others (measured in `benchmarks/networks.py`). And its gradients of channels-last kernels in bfloat16
     read memory that was never written where there are few channels (PyTorch 2.13, oneDNN), so these learn in the ordinary
-    layout.
+    layout; and in either layout so do those of kernels that are deeper than the map (3 on 2), which learn in float32.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve."""
-        if self._gradient_is_wrong(input):
+        if self._learns_in_bfloat16(input) and input.shape[2] < self.kernel_size[0]:
+            with torch.autocast("cpu", enabled=False):
+                bias = None if self.bias is None else self.bias.float()
+                small: Tensor = self._conv_forward(input.float().contiguous(), self.weight.float().contiguous(), bias)
+            return small.to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype)
+        if self._learns_in_bfloat16(input) and not (input.is_contiguous() and self.weight.is_contiguous()):
             convolved: Tensor = self._conv_forward(input.contiguous(), self.weight.contiguous(), self.bias)
             return convolved
         if (
@@ -151,13 +156,12 @@ class QuickConv3d(nn.Conv3d):
         padding = cast("tuple[int, ...]", self.padding)
         return torch.mkldnn_convolution(input, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
 
-    def _gradient_is_wrong(self, input: Tensor) -> bool:
-        """Tell whether gradients in bfloat16 are wanted of maps or kernels in another layout than the ordinary one."""
+    def _learns_in_bfloat16(self, input: Tensor) -> bool:
+        """Tell whether gradients in bfloat16 are wanted on a CPU."""
         return (
             torch.is_grad_enabled()
             and input.device.type == "cpu"
             and (input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
-            and not (input.is_contiguous() and self.weight.is_contiguous())
             and not is_recorded(input)
         )
 

@@ -248,3 +248,21 @@ def test_gradients_in_bfloat16_are_the_same_in_both_layouts():
                 answer = layer(scan)
             answer.float().square().sum().backward()
         torch.testing.assert_close(last.weight.grad, plain.weight.grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3), (2, 3, 4), (2, 1, 2), (1, 2, 2)])
+def test_gradients_in_bfloat16_of_kernels_deeper_than_the_map(shape):
+    """They are the products of maps and gradients, and nothing of what the memory held before."""
+    torch.manual_seed(0)
+    layer = conv(3, 32, 32, bias=False)
+    for _ in range(20):
+        freed = [torch.full((size,), float("nan")) for size in (layer.weight.numel() // 2, layer.weight.numel(), 10_000)]
+        del freed
+        x, change = torch.randn(2, 32, *shape).bfloat16(), torch.randn(2, 32, *shape).bfloat16()
+        layer.weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            answer = layer(x)
+        answer.backward(change)
+        assert answer.dtype == torch.bfloat16
+        exact = torch.nn.grad.conv3d_weight(x.double(), layer.weight.shape, change.double(), padding=1)
+        torch.testing.assert_close(layer.weight.grad.double(), exact, rtol=1e-2, atol=2e-2 * float(exact.abs().max()))
