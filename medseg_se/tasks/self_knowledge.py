@@ -6,7 +6,6 @@ features of the training scans are like, with the limit that the validation scan
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -26,8 +25,6 @@ from medseg_se.networks import build_network
 from medseg_se.networks.witness import Witness
 from medseg_se.tasks.checkpoints import keeper_of_the_best
 from medseg_se.tensors import load_tensors
-
-log = logging.getLogger(__name__)
 
 NOTHING_HELD_OUT = "the run validated on its training scans, so no scan was held out"
 
@@ -82,7 +79,9 @@ def knowledge(
         `medseg_se.metrics.likeness.Likeness.to_dict`, or None with "unlike_note".
     """
     parts = description["network"]
-    network = build_network(parts["name"], parts["in_channels"], parts["num_classes"], parts["spatial_dims"], **parts["options"])
+    network = build_network(
+        parts["name"], parts["in_channels"], parts["num_classes"], parts["spatial_dims"], **parts["options"]
+    )
     network.load_state_dict(state)
     witness = Witness(network.to(device).eval(), parts["num_classes"])
     blank = torch.zeros((1, data.in_channels, *data.scan.size), device=device)
@@ -105,9 +104,7 @@ def knowledge(
 
 
 @torch.inference_mode()
-def _asked(
-    witness: Witness, data: WholeScanData, cases: Sequence[Case], device: torch.device | str
-) -> tuple[Tensor, Tensor]:
+def _asked(witness: Witness, data: WholeScanData, cases: Sequence[Case], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return what the network says of cases as they are, (n, classes + features) float32, and what is true of each."""
     answers, truth = [], []
     for batch in DataLoader(data.as_they_are(cases), data.batch_size, num_workers=0):
