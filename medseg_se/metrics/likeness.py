@@ -21,6 +21,7 @@ DIRECTIONS = 64
 FALSE_ALARMS = 0.01
 """Share of the scans like those of the training that may be called unlike."""
 _FLOOR = 0.01  # of the mean deviation: features that hardly vary in training must not decide alone
+_TAIL = 0.95
 _TINY = 1e-12
 
 
@@ -34,7 +35,7 @@ class Level:
         directions: The largest directions of the covariance, (F, K).
         variances: Variance along each, (K,).
         rest: Variance along every other direction.
-        unit: Median distance of held-out scans, so that levels can be compared.
+        unit: Distance within which 95 % of held-out scans lie, so that levels can be compared.
     """
 
     centres: Tensor
@@ -138,7 +139,7 @@ def fit_likeness(
     levels = []
     for features, others in zip(training.double().split(list(sizes), 1), held_out.double().split(list(sizes), 1), strict=True):
         level = _fit_level(features, classes, directions)
-        unit = float(level.distance(others).median())
+        unit = float(level.distance(others).quantile(_TAIL))
         levels.append(Level(**{**vars(level), "unit": max(unit, _TINY)}))
     distances = _farthest(levels, held_out).sort().values
     count = len(distances)
