@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from medseg_se.attention import ATTENTION, build_attention
     from medseg_se.data.datalist import Datalist, read_datalist
     from medseg_se.inference.model import Model
+    from medseg_se.inference.scans.model import Classifier, Regressor
     from medseg_se.networks import NETWORKS, build_network
     from medseg_se.structures import Structures
     from medseg_se.volumes import Volume, read_image, read_labels, write_volume
@@ -25,7 +26,9 @@ _HOME = {
     "build_network": "medseg_se.networks",
     "Datalist": "medseg_se.data.datalist",
     "read_datalist": "medseg_se.data.datalist",
+    "Classifier": "medseg_se.inference.scans.model",
     "Model": "medseg_se.inference.model",
+    "Regressor": "medseg_se.inference.scans.model",
     "Structures": "medseg_se.structures",
     "Volume": "medseg_se.volumes",
     "read_image": "medseg_se.volumes",
@@ -36,8 +39,10 @@ _HOME = {
 __all__ = [
     "ATTENTION",
     "NETWORKS",
+    "Classifier",
     "Datalist",
     "Model",
+    "Regressor",
     "Structures",
     "Volume",
     "__version__",

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from medseg_se.errors import CheckpointError
@@ -51,6 +52,18 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]
     prefix = AVERAGE if averaged else "network."
     state = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
     return description, state, digest
+
+
+def task_of(path: Path) -> str:
+    """Return what a checkpoint was trained for, without reading its weights; "segmentation" of a file that does not say.
+
+    Whether the file is whole and ours is for `read_checkpoint` to find out.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return str(content["medseg_se"]["task"])
+    except Exception:  # a damaged file may raise anything, and is refused with the reason when it is read
+        return "segmentation"
 
 
 def reason(error: BaseException) -> str:

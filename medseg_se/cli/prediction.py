@@ -37,7 +37,10 @@ def predict(
     readers: int = 1,
     dry_run: bool = False,
 ) -> int:
-    """Segment scans with a checkpoint; each result lies on its scan's own grid with the dataset's label values.
+    """Segment scans with a checkpoint, or answer for whole scans with one of a classification or regression.
+
+    A label map lies on its scan's own grid with the dataset's label values. Classes, with calibrated probabilities, and numbers
+    are written to `predictions.csv`, with a mark for scans that are unlike those of the training.
 
     Several checkpoints answer together, by the weighted mean of their probabilities: `predict a.ckpt b.ckpt SCANS`, or
     `predict FOLDER SCANS` with all in a folder, such as that of `medseg-se cv`. Finished cases are skipped on a rerun, also
@@ -51,8 +54,9 @@ def predict(
 
     Args:
         checkpoint: A checkpoint written by `medseg-se fit`, or a folder of checkpoints.
-        inputs: Scans, folders of scans, DICOM folders or datasets; before them, files ending in .ckpt are further checkpoints.
-        output: Folder for the label maps.
+        inputs: Scans, pictures, folders of them, DICOM folders or datasets; before them, files ending in .ckpt are further
+            checkpoints.
+        output: Folder for the label maps, or the table of answers.
         weights: Weight of each checkpoint where there are several, such as 0.4,0.4,0.2; equal if not given.
         cases: Of what the inputs name: all, those that chose the checkpoint in validation, or those that played no part in it.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -82,7 +86,10 @@ def predict(
     """
     from rich.console import Console
 
+    from medseg_se.checkpoints import task_of
+    from medseg_se.cli.scan_prediction import answer_for_whole_scans, refuse_for_whole_scans
     from medseg_se.hardware import keep_freed_memory
+    from medseg_se.inference.ensemble import find_checkpoints
     from medseg_se.inference.inputs import find_cases
     from medseg_se.inference.predict import Shard, choose_cases, predict_cases, render
     from medseg_se.inference.settings import Settings
@@ -96,6 +103,38 @@ def predict(
         raise UsageError("Expected scans, folders of scans or datasets after the checkpoints, but got none.")
     cluster = engine if engine == "local" or engine.startswith("ray://") else None
     part = Shard.parse(shard) if shard else None
+    if task_of(find_checkpoints(checkpoint)[0]) != "segmentation":
+        refuse_for_whole_scans(
+            overlap=overlap,
+            skip=skip,
+            tiles=tiles,
+            probabilities=probabilities,
+            uncertainty=uncertainty,
+            no_volumes=no_volumes,
+            dicom_seg=dicom_seg,
+            raw=raw,
+            workers=workers > 1,
+            least_dice=least_dice != 0.99,
+            engine=cluster,
+        )
+        return answer_for_whole_scans(
+            (checkpoint, *further),
+            scans,
+            Path(output),
+            weights=_weights(weights),
+            cases=cases,
+            device=device,
+            engine=engine,
+            precision=precision,
+            calibrate=calibrate,
+            quality=quality,
+            mirror=mirror,
+            strict=strict,
+            overwrite=overwrite,
+            shard=part,
+            readers=readers,
+            dry_run=dry_run,
+        )
     source = ModelSource(
         (checkpoint, *further),
         _weights(weights),

@@ -29,7 +29,7 @@ _DEEP = ("I", "I;16", "I;16B", "I;16L", "F")  # more than eight bits of grey, wh
 
 _OF_FOLDERS = ("Thumbs.db", "desktop.ini")  # what Windows writes into any folder
 
-_AFFINE = np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=np.float64)
+AFFINE = np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=np.float64)
 
 
 def is_picture(path: Path) -> bool:
@@ -71,7 +71,7 @@ def read_picture(path: Path, colour: Colour = "grey", memory_limit: int = MEMORY
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
         raise DataError(f"Cannot read {path} as a picture: {reason.rstrip('.')}. Restore it or leave it out.") from error
-    return Volume(np.ascontiguousarray(array[..., None]), _AFFINE, path=path)
+    return Volume(np.ascontiguousarray(array[..., None]), AFFINE, path=path)
 
 
 def _pixels(picture: Image.Image, colour: Colour) -> npt.NDArray[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from medseg_se.data.preprocessing import Preprocessing
 from medseg_se.data.sampling import Sample, one_thread
 from medseg_se.data.scan import read_channels
 from medseg_se.errors import DataError
+from medseg_se.volumes import Volume
 
 Array = npt.NDArray[Any]
 FORMAT = 3
@@ -54,7 +55,17 @@ class WholeScan:
     colour: Colour | None
 
     def read(self, case: Case) -> Tensor:
-        """Return the scan of a case, float32 (C, *size).
+        """Return the scan of a case, float32 (C, *size); see `prepare`.
+
+        Raises:
+            DataError: The scan cannot be used.
+        """
+        return self.prepare(
+            read_channels(case.images, self.channels) if self.colour is None else read_picture(case.images[0], self.colour)
+        )
+
+    def prepare(self, image: Volume) -> Tensor:
+        """Return a scan (C, I, J, K) as read from its file as float32 (C, *size).
 
         Without a spacing, it is shrunk or enlarged, its proportions in mm kept, until it just fits; with one, it is cut or
         continued about its middle. What lies beyond the scan has the lowest intensity of its channel.
@@ -62,7 +73,6 @@ class WholeScan:
         Raises:
             DataError: The scan cannot be used.
         """
-        image = read_channels(case.images, self.channels) if self.colour is None else read_picture(case.images[0], self.colour)
         prepared = self.preprocessing(image).image
         array, spacing = torch.from_numpy(prepared.array), np.array(prepared.spacing)
         if self.flat_axis is not None:
@@ -71,6 +81,18 @@ class WholeScan:
         if self.preprocessing.spacing is None:
             array = resized(array, fitted_shape(array.shape[1:], spacing, self.size))
         return centred(array, self.size)
+
+    @classmethod
+    def from_description(cls, data: Mapping[str, Any], channels: int) -> WholeScan:
+        """Make the object that the description of a checkpoint tells of; see `WholeScanData.describe`.
+
+        Args:
+            data: The part "data" of the description.
+            channels: Channels that the network takes.
+        """
+        return cls(
+            Preprocessing.from_dict(data["preprocessing"]), tuple(data["size"]), channels, data["flat_axis"], data["colour"]
+        )
 
     def store(self, case: Case, digest: str, folder: Path) -> Path:
         """Return the file in `folder` with the scan of a case as `read` returns it; made now if it is not there yet.

@@ -420,8 +420,12 @@ class WholeScanData(pl.LightningDataModule, ABC):
         return self._plain(self.test)
 
     def _plain(self, cases: Sequence[Case]) -> DataLoader[Sample]:
-        dataset = WholeScanDataset([self._files[case.images] for case in cases], self.encode(cases))
+        dataset = self.as_they_are(cases)
         return DataLoader(dataset, self.batch_size, sampler=once_sampler(self.trainer, len(dataset)), num_workers=0)
+
+    def as_they_are(self, cases: Sequence[Case]) -> WholeScanDataset:
+        """Return cases that `setup` has prepared, without any change at random."""
+        return WholeScanDataset([self._files[case.images] for case in cases], self.encode(cases))
 
     def describe(self) -> dict[str, Any]:
         """Return what inference must know, as plain data for the checkpoint."""
@@ -434,6 +438,7 @@ class WholeScanData(pl.LightningDataModule, ABC):
             "slice_axis": self.slice_axis,
             "flat_axis": self.scan.flat_axis,
             "colour": self.scan.colour,
+            "mirror": list(self.augmentation.mirror),
             "training": [self._digests[case.images] for case in self.training],
             "validation": [self._digests[case.images] for case in self.validation] if self.fold is not None else [],
         }

@@ -50,7 +50,7 @@ def load_model(
         UsageError: As `Model.load`, or the weights are not one positive number a checkpoint.
     """
     paths = [path for named in checkpoints for path in find_checkpoints(named)]
-    _shares(weights, len(paths))  # before anything large is read
+    shares_of(weights, len(paths))  # before anything large is read
     members = [Model.load(path, device, precision, engine, calibration, least_dice) for path in paths]
     for member in members if raw else ():
         member.leave_raw()
@@ -100,7 +100,7 @@ class Ensemble:
     """
 
     def __init__(self, members: Sequence[Model], weights: Sequence[float] | None = None) -> None:
-        shares = _shares(weights, len(members))
+        shares = shares_of(weights, len(members))
         whole = max(members, key=lambda member: member.structures.num_classes)  # the first of them
         for member in members:
             _check_agreement(member, whole)
@@ -162,7 +162,7 @@ class Ensemble:
         return [member.regions.names.index(name) for name in self.regions.names]
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
     """Return the weights divided by their sum."""
     if count < 1:
         raise UsageError("Expected at least one checkpoint, but got none.")

@@ -122,8 +122,8 @@ class Model:
         description, state, digest = read_published(path) if published else read_checkpoint(path)
         if (task := description.get("task", "segmentation")) != "segmentation":
             raise CheckpointError(
-                f"Expected a checkpoint of a segmentation, but {path} is of a {task}. Judge it with `medseg-se validate` or "
-                "`medseg-se test`."
+                f"Expected a checkpoint of a segmentation, but {path} is of a {task}. Load it with "
+                f"`medseg_se.{'Classifier' if task == 'classification' else 'Regressor'}.load`, or use `medseg-se predict`."
             )
         target = best_device(device)
         _check_engine(engine, precision, target, calibration)

@@ -123,7 +123,10 @@ def predict_cases(
     _guard(cases, job, read_record(output, options, overwrite), overwrite)
     mine = shard.of_cases(cases) if shard else list(cases)
     segmented = 0
-    with Record(output, options, overwrite, [case.id for case in cases]) as record, _bar(len(mine), progress) as advance:
+    with (
+        Record(output, options, overwrite, [case.id for case in cases]) as record,
+        progress_bar(len(mine), progress) as advance,
+    ):
         tasks: list[Task] = [(case, record.statuses[case.id]) for case in mine]
         before = {case.id: status for case, status in tasks}
 
@@ -186,7 +189,7 @@ def _guard(cases: Sequence[Case], job: Job, record: Mapping[str, Status], overwr
 
 
 @contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
+def progress_bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
     """Show a progress bar on stderr; yields what moves it on."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:

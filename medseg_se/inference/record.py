@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -33,13 +33,21 @@ REWRITE, SHARE = 10.0, 0.02
 """The whole is rewritten no more often than after so many seconds, and in no more than this share of the time."""
 
 
-def read_record(output: Path, options: dict[str, Any], overwrite: bool = False) -> dict[str, Status]:
+def label_map(name: str) -> str:
+    """Return the file that holds the label map of a case."""
+    return f"{name}.nii.gz"
+
+
+def read_record(
+    output: Path, options: dict[str, Any], overwrite: bool = False, file_of: Callable[[str], str] = label_map
+) -> dict[str, Status]:
     """Return case → status as all runs have left it in `output`; empty if there was none.
 
     Args:
         output: The folder.
         options: What tells results apart: the model's digest and all that changes them.
         overwrite: Whether results of other options are to be replaced: their cases are waiting.
+        file_of: Returns the name of the file that holds the result of a case.
 
     Raises:
         UsageError: The results are of other options.
@@ -58,7 +66,7 @@ def read_record(output: Path, options: dict[str, Any], overwrite: bool = False) 
             )
         try:
             if not same:
-                return {name: Status("waiting", f"{name}.nii.gz") for name in content.get("cases", {})}
+                return {name: Status("waiting", file_of(name)) for name in content.get("cases", {})}
             known = {name: Status(**entry) for name, entry in content["cases"].items()}
         except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path} was not written by this command or is damaged. Remove it, and run again.") from error
@@ -76,6 +84,7 @@ class Record:
         options: See `read_record`.
         overwrite: See `read_record`.
         names: Cases that the record lists from the beginning, as waiting if nothing else is known.
+        file_of: See `read_record`.
 
     Attributes:
         statuses: Case → status of everything in the folder, as far as this run knows.
@@ -85,7 +94,14 @@ class Record:
         OutputError: The folder is not writable, or the disk is full.
     """
 
-    def __init__(self, output: Path, options: dict[str, Any], overwrite: bool, names: Iterable[str]) -> None:
+    def __init__(
+        self,
+        output: Path,
+        options: dict[str, Any],
+        overwrite: bool,
+        names: Iterable[str],
+        file_of: Callable[[str], str] = label_map,
+    ) -> None:
         self.output, self.options = output, options
         self.statuses: dict[str, Status] = {}
         self._mine: dict[str, Status] = {}
@@ -96,11 +112,11 @@ class Record:
             raise describe_os_error(output / MANIFEST, error) from error
         with locked(output):
             ended, living = journals(output)
-            self.statuses = read_record(output, options, overwrite)
+            self.statuses = read_record(output, options, overwrite, file_of)
             if any(read_journal(path)[0] not in (None, options) for path in living):
                 raise UsageError(f"A run of another model or with other options is writing to {output}. Let it end first.")
             for name in names:
-                self.statuses.setdefault(name, Status("waiting", f"{name}.nii.gz"))
+                self.statuses.setdefault(name, Status("waiting", file_of(name)))
             self._rewrite(ended, sweep=not living)
             self._journal = Journal(output, options)
         self._rewritten, self._pause = time.monotonic(), REWRITE

@@ -7,7 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -42,6 +42,8 @@ class Status:
         voxels: Voxels of the scan.
         warnings: What makes the scan doubtful, a sentence each.
         notes: What a person should know about how it was computed.
+        answer: What a model of whole scans says, as plain data: "image", "numbers" and "distance", see
+            `medseg_se.data.answers.Answers`; None for label maps, which lie in files of their own.
     """
 
     status: Literal["done", "failed", "waiting"]
@@ -55,6 +57,7 @@ class Status:
     voxels: int = 0
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    answer: dict[str, Any] | None = None
 
 
 class Outcome(dict[str, Status]):

@@ -16,6 +16,7 @@ from medseg_se.hardware import best_device, has_bfloat16
 from medseg_se.tasks.base import Score
 from medseg_se.tasks.checkpoints import AtomicCheckpointIO, CheckpointHabits, keeper_of_the_best, smoothed_name
 from medseg_se.tasks.segmentation import SegmentationTask
+from medseg_se.tasks.self_knowledge import SelfKnowledge
 
 
 def trainer_defaults(
@@ -38,7 +39,7 @@ def trainer_defaults(
     keeping = (habits or CheckpointHabits()).callbacks(root / "checkpoints", score)
     return {
         "default_root_dir": str(root),
-        "callbacks": [*keeping, TrainingProgress()],  # in which the smoothed score is known
+        "callbacks": [*keeping, SelfKnowledge(), TrainingProgress()],  # in which the smoothed score is known
         "plugins": [AtomicCheckpointIO()],
         "logger": CSVLogger(str(root), name="logs"),
         "log_every_n_steps": 1,  # short epochs are logged too

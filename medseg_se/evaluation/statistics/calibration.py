@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
 
 from medseg_se.errors import UsageError
 from medseg_se.evaluation.statistics.bootstrap import Interval, mean_interval
 from medseg_se.evaluation.statistics.values import Array, Groups, as_classes, as_truths, as_values
-
-WIDEST = 1e4  # the temperature is looked for between the largest logit, divided by this, and multiplied with it
+from medseg_se.metrics.calibration import Temperature, best_temperature
 
 
 @dataclass(frozen=True)
@@ -42,23 +40,6 @@ class Reliability:
         """Maximum calibration error over the bins; NaN without a case."""
         used = self.counts > 0
         return float(np.abs(self.said - self.happened)[used].max()) if used.any() else np.nan
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """By what to divide logits.
-
-    Attributes:
-        temperature: The divisor; 1 if none could be fitted.
-        loss_before: Mean negative log-likelihood with the logits as they are.
-        loss: The same with the temperature.
-        reason: Why none could be fitted; None if one was.
-    """
-
-    temperature: float
-    loss_before: float
-    loss: float
-    reason: str | None
 
 
 def reliability(probabilities: npt.ArrayLike, truth: npt.ArrayLike, *, bins: int = 15) -> Reliability:
@@ -123,7 +104,7 @@ def brier(probabilities: npt.ArrayLike, truth: npt.ArrayLike, groups: Groups | N
 def fit_temperature(logits: npt.ArrayLike, truth: npt.ArrayLike) -> Temperature:
     """Fit the temperature that makes the validation cases most likely (Guo et al., 2017, https://arxiv.org/abs/1706.04599).
 
-    The loss is convex in the inverse temperature, whose only root is found by bracketing. The ranks of the classes stay.
+    The ranks of the classes stay; see `medseg_se.metrics.calibration.best_temperature`.
 
     Args:
         logits: Of validation cases, not those of the training, (n, C).
@@ -135,24 +116,7 @@ def fit_temperature(logits: npt.ArrayLike, truth: npt.ArrayLike) -> Temperature:
     classes, table = as_classes(truth, logits, "logits")
     if not len(table) or not np.isfinite(table).all():
         raise UsageError(f"Expected `logits` to be finite numbers of at least one case, but got the shape {table.shape}.")
-    table = table - table.mean(axis=1, keepdims=True)
-    of_truth = np.take_along_axis(table, classes[:, None], axis=1)[:, 0]
-
-    def loss(inverse: float) -> float:
-        return float(np.mean(special.logsumexp(inverse * table, axis=1) - inverse * of_truth))
-
-    def slope(logarithm: float) -> float:
-        return float(np.mean((special.softmax(np.exp(logarithm) * table, axis=1) * table).sum(axis=1) - of_truth))
-
-    before = loss(1.0)
-    largest = float(np.abs(table).max())
-    lowest, highest = np.log(np.array([1 / WIDEST, WIDEST]) / (largest or 1.0))
-    if slope(lowest) >= 0:
-        return Temperature(1.0, before, before, "the logits do not tell the classes apart, so no confidence is low enough")
-    if slope(highest) <= 0:
-        return Temperature(1.0, before, before, "no case is clearly wrong, so no confidence is too high")
-    inverse = float(np.exp(optimize.brentq(slope, lowest, highest, xtol=1e-12)))
-    return Temperature(1 / inverse, before, loss(inverse), None)
+    return best_temperature(table, classes)
 
 
 def _probabilities(probabilities: npt.ArrayLike, truth: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.bool_]]:

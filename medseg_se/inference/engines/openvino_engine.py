@@ -132,7 +132,12 @@ class OpenVINOEngine:
 
 
 def _channels_last(model: Any) -> Any:
-    """Return a model whose logits of one voxel lie side by side, as they are added up and decided; the model given stays."""
+    """Return a model whose logits of one voxel lie side by side, as they are added up and decided; the model given stays.
+
+    One that answers for whole scans, (N, numbers), is returned as it is.
+    """
+    if len(model.output(0).shape) == 2:
+        return model
     openvino = load_optional("openvino")
     steps = openvino.preprocess.PrePostProcessor(model.clone())
     spatial = "DHW"[-(len(model.output(0).shape) - 2) :]
