@@ -27,7 +27,7 @@ def report(
         output: The HTML file; report.html beside evaluation.json if not given.
         cases: How many cases are shown in pictures, the worst ones.
         megabytes: What the page may take; volumes in the viewer are coarsened to fit, then left out.
-        checkpoint: Of classes or numbers, the model that answered; Grad-CAM is laid over the scans, and gates are summed up.
+        checkpoint: Of classes or numbers, the model that answered; what spoke for each answer is shown, and its gates by class.
         device: Where that model computes: auto, cpu, cuda, cuda:1 or mps.
     """
     from rich.console import Console
