@@ -7,6 +7,7 @@ intervals, which take cases for independent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -93,9 +94,16 @@ def chosen(answers: Array) -> Classes:
 
 
 def share(flags: Flags, groups: Sequence[str]) -> Interval:
-    """Return the share of the cases that are flagged."""
-    if len(set(groups)) == len(groups):
+    """Return the share of the cases that are flagged.
+
+    Where all are, or none, every resample says the same, and an interval without width would claim to be certain: Wilson's is
+    given then, of groups that count once each.
+    """
+    count = len(set(groups))
+    if count == len(groups):
         return wilson_interval(int(flags.sum()), len(flags))
+    if flags.all() or not flags.any():
+        return replace(wilson_interval(count if flags.all() else 0, count), n=len(flags))
     return mean_interval(flags.astype(np.float64), groups, limits=(0.0, 1.0))
 
 
@@ -117,6 +125,9 @@ def _balanced(truth: Classes, right: Flags, groups: Sequence[str], count: int) -
     for label in present:
         members = truth == label
         terms[members] += len(truth) / (len(present) * members.sum()) * (right[members] - recall[label])
+    if np.ptp(terms) == 0:
+        why = "every class is right, or wrong, in all of its cases, so that resamples say nothing"
+        return Interval(balanced, np.nan, np.nan, len(truth), why)
     return mean_interval(terms, groups, limits=(0.0, 1.0))
 
 

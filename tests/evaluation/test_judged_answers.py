@@ -105,6 +105,20 @@ def test_scans_of_one_patient_widen_the_interval():
     assert together.figures["accuracy"].method != alone.figures["accuracy"].method
 
 
+def test_all_right_is_not_certain_where_cases_share_groups():
+    truth = np.arange(30) % 3
+    answers = np.eye(3)[truth] * 0.8 + 0.2 / 3
+    ids, pairs = tuple(f"case{row}" for row in range(30)), tuple(f"patient{row // 6}" for row in range(30))
+    judged = Judged.of(CLASSES, ids, pairs, truth, answers, np.zeros(30, bool), np.full(30, np.nan), {})
+    accuracy, balanced = judged.figures["accuracy"], judged.figures["balanced accuracy"]
+    assert (accuracy.estimate, accuracy.n) == (1.0, 30)
+    assert (accuracy.low, accuracy.high) == (wilson_interval(5, 5).low, 1.0)
+    assert balanced.estimate == 1.0
+    assert np.isnan(balanced.low)
+    assert balanced.reason
+    assert judged.by_name[CLASSES[0]]["recall"].low == wilson_interval(5, 5).low
+
+
 def test_a_class_that_is_nowhere_is_not_counted():
     answers = np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]])
     judged = Judged.of(CLASSES, ("a", "b"), ("a", "b"), np.array([0, 1]), answers, np.zeros(2, bool), np.zeros(2), {})
