@@ -124,9 +124,7 @@ def read_class_folders(folder: Path) -> Datalist:
             group = below[0] if len(below) > 1 else name
             cases.append(Case(name, (path,), group=group, attributes={"class": kind.name}))
     if others:
-        log.warning(
-            "%d files are left out, for their suffixes are not those of pictures: %s", len(others), _some(folder, others)
-        )
+        log.warning("left out, for their suffixes are not those of pictures: %d files (%s)", len(others), _some(folder, others))
     if not cases:
         raise DataError(f"Expected {folder} to hold a dataset.json, a CSV, or a folder of pictures for each class.")
     return Datalist(folder.resolve().name, folder, ("image",), NO_STRUCTURES, tuple(cases))

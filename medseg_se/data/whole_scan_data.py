@@ -236,20 +236,25 @@ class WholeScanData(pl.LightningDataModule, ABC):
             DataError: Too many files cannot be read, or the dataset's own folds part a group or files that are the same.
         """
         if self.fold is None:
-            cases = self.dealt().training if self.test_share else self._usable(self.datalist.training)
+            cases = self._without_broken(self.dealt().training if self.test_share else self.datalist.training)
             return cases, cases
-        return self.dealt().fold(self.fold, self.folds, self.split_seed)
+        training, validation = self.dealt().fold(self.fold, self.folds, self.split_seed)
+        return self._without_broken(training), self._without_broken(validation)
 
     def dealt(self) -> Datalist:
         """Return the cases with a common group for those that are never parted, and with what is held out for the test.
+
+        Those that cannot be read are dealt out with the others, so that no other changes sides when one of them is damaged.
 
         Raises:
             UsageError: Single cases are to be dealt out of a dataset with folds of its own.
             DataError: As `split`.
         """
         if self._dealt is None:
-            cases = self._usable(self.datalist.training)
-            twins = self._twins(cases)
+            cases = self.datalist.training
+            self._digest(cases)
+            self._check_unusable(cases)
+            twins = self._twins(self._without_broken(cases))
             prescribed = any(case.fold is not None for case in cases)
             if prescribed:
                 refuse_parted(twins, self.datalist.source)
@@ -287,10 +292,8 @@ class WholeScanData(pl.LightningDataModule, ABC):
             )
         return tuple(replace(case, group=case.id) for case in cases)
 
-    def _usable(self, cases: Sequence[Case]) -> tuple[Case, ...]:
-        """Return the cases whose files can be read, and remember the digests of these."""
+    def _digest(self, cases: Iterable[Case]) -> None:
         self._attempt(cases, self._digests, lambda case: _digest_with_content(case.images))
-        return self._without_unusable(cases)
 
     def _attempt(self, cases: Iterable[Case], found: dict[tuple[Path, ...], T], make: Callable[[Case], T]) -> None:
         """Add to `found` what `make` makes of each case that is not known yet, and remember why some cannot be used."""
@@ -300,8 +303,11 @@ class WholeScanData(pl.LightningDataModule, ABC):
         found.update((tried[place].images, ready[place]) for place in sorted(ready))
         self._unusable.update((tried[place].images, broken[place]) for place in sorted(broken))
 
-    def _without_unusable(self, cases: Sequence[Case]) -> tuple[Case, ...]:
-        """Leave out what cannot be used and name it.
+    def _without_broken(self, cases: Iterable[Case]) -> tuple[Case, ...]:
+        return tuple(case for case in cases if case.images not in self._unusable)
+
+    def _check_unusable(self, cases: Sequence[Case]) -> None:
+        """Name what cannot be used and is left out.
 
         Raises:
             DataError: It is more than `unusable_share` of the cases.
@@ -319,7 +325,6 @@ class WholeScanData(pl.LightningDataModule, ABC):
             reasons = [self._unusable[case.images] for case in news[:SHOWN]]
             more = [f"and {len(news) - SHOWN} more"] if len(news) > SHOWN else []
             log.warning("%s and are left out:\n  %s", words, "\n  ".join([*reasons, *more]))
-        return tuple(case for case in cases if case.images not in self._unusable)
 
     def prepare_data(self) -> None:
         """Prepare the scans in one process of a machine while the others wait, and then find them in the store."""
@@ -342,9 +347,10 @@ class WholeScanData(pl.LightningDataModule, ABC):
         if self.fold is None and speaks(self.trainer):
             log.warning("fold is null: validation uses the training cases, and its result says nothing about new scans")
         self._prepare([*training, *validation], self.datalist.training)
-        training, validation = self._kept(training), self._kept(validation)
+        training, validation = self._without_broken(training), self._without_broken(validation)
         self.check_training(training)
-        self.training, self.validation = training, validation
+        self._refuse_none(validation, "to validate on")
+        self.training, self.validation = list(training), list(validation)
 
     def _setup_test(self) -> None:
         listed = self.dealt().test if self.test_share else self.datalist.test
@@ -355,14 +361,20 @@ class WholeScanData(pl.LightningDataModule, ABC):
                 "`medseg-se validate` judges the validation cases."
             )
         self._prepare(known, known)
-        self.test = self._kept(known)
-        self._mention_seen(self.test)
+        readable = self._without_broken(known)
+        self._refuse_none(readable, "to test on")
+        self._mention_seen(readable)
+        self.test = list(readable)
+
+    def _refuse_none(self, cases: Sequence[Case], purpose: str) -> None:
+        if not cases:
+            raise DataError(f"No case of {self.datalist.source} that can be used is left {purpose}. Mend those named above.")
 
     def _mention_seen(self, cases: Sequence[Case]) -> None:
         """Warn of test cases that are training or validation cases too; only files that are there count."""
         trained = self.dealt().training if self.test_share else self.datalist.training
         there = [case for case in trained if all(path.is_file() for path in case.images)]
-        self._attempt(there, self._digests, lambda case: _digest_with_content(case.images))
+        self._digest(there)
         digests = {self._digests[case.images] for case in there if case.images in self._digests}
         seen = [case.id for case in cases if self._digests[case.images] in digests]
         if seen:
@@ -382,13 +394,10 @@ class WholeScanData(pl.LightningDataModule, ABC):
         Raises:
             DataError: More than `unusable_share` of those that they are taken from cannot be used.
         """
-        self._attempt(cases, self._digests, lambda case: _digest_with_content(case.images))
-        readable = [case for case in cases if case.images in self._digests]
+        self._digest(cases)
+        readable = self._without_broken(cases)
         self._attempt(readable, self._files, lambda case: self.scan.store(case, self._digests[case.images], self.store))
-        self._without_unusable(of)
-
-    def _kept(self, cases: Iterable[Case]) -> list[Case]:
-        return [case for case in cases if case.images in self._files]
+        self._check_unusable(of)
 
     def training_targets(self) -> Tensor:
         """Return what is true of each training case: class numbers (N,), or numbers (N, V)."""

@@ -439,12 +439,29 @@ def test_unreadable_pictures_are_named_counted_and_left_out(classes, pictures, d
         classes(unusable_share=0.1).setup("fit")
 
 
-def test_the_others_are_split_as_if_a_damaged_picture_were_sound(classes, pictures):
-    before = [ids(part) for part in classes().split()]
-    (pictures / "left" / "2.png").write_bytes((pictures / "left" / "2.png").read_bytes()[:200])
-    data = classes(unusable_share=0.1)
-    data.setup("fit")
-    assert [ids(data.training), ids(data.validation)] == [[name for name in part if name != "left/2.png"] for part in before]
+@pytest.mark.parametrize("damage", [*DAMAGES.values(), lambda path: path.unlink()], ids=[*DAMAGES, "missing"])
+def test_no_other_changes_sides_when_one_is_damaged(classes, pictures, damage):
+    write_list(pictures, listed())
+    before = classes(test_share=0.34)
+    before.setup("test")
+    sides = [ids(part) for part in (*before.split(), before.test)]
+    for victim in ("left2", "right4", "dark0"):
+        path = pictures / victim[:-1] / f"{victim[-1]}.png"
+        whole = path.read_bytes()
+        damage(path)
+        data = classes(test_share=0.34, unusable_share=0.5)
+        data.setup("fit")
+        data.setup("test")
+        found = [ids(part) for part in (data.training, data.validation, data.test)]
+        assert found == [[name for name in side if name != victim] for side in sides]
+        path.write_bytes(whole)
+
+
+def test_a_fold_of_which_nothing_can_be_read_is_refused(classes, pictures):
+    write_list(pictures, [{**entry, "fold": int(entry["id"] == "left0")} for entry in listed()])
+    (pictures / "left" / "0.png").write_bytes(b"")
+    with pytest.raises(DataError, match="that can be used is left to validate on"):
+        classes(fold=1, unusable_share=0.1).setup("fit")
 
 
 def test_empty_files_are_no_copies_of_one_another(classes, pictures, caplog):

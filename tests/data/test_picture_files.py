@@ -164,7 +164,7 @@ def test_files_with_other_suffixes_are_counted_and_named(tmp_path, caplog):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert [case.id for case in read_class_folders(tmp_path).training] == ["a/1.png", "b/1.png"]
-    words = "4 files are left out, for their suffixes are not those of pictures: a/2.gif, a/p/3.dcm, b/notes.txt, …"
+    words = "left out, for their suffixes are not those of pictures: 4 files (a/2.gif, a/p/3.dcm, b/notes.txt, …)"
     assert words in caplog.text
     (tmp_path / "a" / "1.png").unlink()
     with pytest.raises(DataError, match=r"a to hold the pictures of a class .*but it holds only 2\.gif, p/3\.dcm\. Remove"):
