@@ -50,7 +50,9 @@ def slices(model: Classifier | None, shape: tuple[int, ...], data: str | None, l
     return torch.stack([model.read(case) for case in cases[:: max(1, len(cases) // limit)][:limit]])
 
 
-def engines(witness: Witness, shape: tuple[int, ...], calibration: Tensor, cache: Path | None) -> dict[str, Callable[[Tensor], Tensor]]:
+def engines(
+    witness: Witness, shape: tuple[int, ...], calibration: Tensor, cache: Path | None
+) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return the engines by name."""
     kept = Cache(cache)
     found: dict[str, Callable[[Tensor], Tensor]] = {}

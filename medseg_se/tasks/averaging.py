@@ -16,8 +16,8 @@ class AveragedNetwork(AveragedModel):
     """An exponential moving average of the weights of a network, which is called like the network itself.
 
     After step n it is ``decay · average + (1 - decay) · weights`` with the smaller of `decay` and ``(1 + n) / (10 + n)``, so
-    that a young average is not held back by weights that were drawn at random. Statistics of batch normalisation are those of
-    the network.
+    that a young average is not held back by weights that were drawn at random. Statistics of batch normalisation are averaged
+    alike, for those of the network's last step fit other weights.
 
     Args:
         network: The network; the average has a copy of it.
@@ -26,7 +26,7 @@ class AveragedNetwork(AveragedModel):
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        super().__init__(network, multi_avg_fn=self._approach)
+        super().__init__(network, multi_avg_fn=self._approach, use_buffers=True)
         for parameter in self.parameters():
             parameter.requires_grad = False
 
