@@ -22,7 +22,7 @@ from medseg_se.inference.engines import make_engine
 from medseg_se.inference.engines.cache import Cache
 from medseg_se.inference.engines.conversion import Conversion
 from medseg_se.inference.engines.openvino_engine import OpenVINOEngine
-from medseg_se.inference.engines.quantise import int8_model
+from medseg_se.inference.engines.quantise import WHOLE_SCAN, int8_model
 from medseg_se.inference.scans.inputs import find_scans
 from medseg_se.inference.scans.model import Classifier
 from medseg_se.networks import build_network
@@ -57,7 +57,7 @@ def engines(witness: Witness, shape: tuple[int, ...], calibration: Tensor, cache
     for name, precision in (("torch", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")):
         found[f"{name} {precision}"] = make_engine(witness, name, precision, shape, BATCH, CPU, kept, "benchmark")
     conversion = Conversion(witness, shape, BATCH, CPU, kept, "benchmark")
-    found["openvino int8"] = OpenVINOEngine(int8_model(conversion, torch.split(calibration, BATCH)), "int8", BATCH)
+    found["openvino int8"] = OpenVINOEngine(int8_model(conversion, torch.split(calibration, BATCH), WHOLE_SCAN), "int8", BATCH)
     return found
 
 

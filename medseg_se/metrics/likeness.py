@@ -134,10 +134,10 @@ def fit_likeness(
     """
     if not (training.isfinite().all() and held_out.isfinite().all()):
         raise ValueError("features are not finite")
-    if len(training) <= len(classes.unique()) or not len(held_out):
+    if len(training) <= len(torch.unique(classes)) or not len(held_out):
         raise ValueError("there are too few scans")
     levels = []
-    for features, others in zip(training.double().split(list(sizes), 1), held_out.double().split(list(sizes), 1), strict=True):
+    for features, others in zip(*(torch.split(rows.double(), list(sizes), 1) for rows in (training, held_out)), strict=True):
         level = _fit_level(features, classes, directions)
         unit = float(level.distance(others).quantile(_TAIL))
         levels.append(Level(**{**vars(level), "unit": max(unit, _TINY)}))
@@ -148,12 +148,12 @@ def fit_likeness(
 
 
 def _farthest(levels: Sequence[Level], features: Tensor) -> Tensor:
-    parts = features.split([len(level.scale) for level in levels], dim=1)
+    parts = torch.split(features, [len(level.scale) for level in levels], 1)
     return torch.stack([level.distance(part) for level, part in zip(levels, parts, strict=True)]).amax(dim=0)
 
 
 def _fit_level(features: Tensor, classes: Tensor, directions: int) -> Level:
-    present = classes.unique()
+    present = torch.unique(classes)
     centres = torch.stack([features[classes == one].mean(dim=0) for one in present])
     off = features - centres[torch.searchsorted(present, classes)]
     freedom = len(features) - len(present)

@@ -153,6 +153,6 @@ class ScanEngine:
                 parts.network, name, precision, parts.shape, parts.batch, parts.device, self._cache, parts.digest
             )
         from medseg_se.inference.engines.openvino_engine import OpenVINOEngine
-        from medseg_se.inference.engines.quantise import int8_model
+        from medseg_se.inference.engines.quantise import WHOLE_SCAN, int8_model
 
-        return OpenVINOEngine(int8_model(parts, self._calibration), "int8", parts.batch)
+        return OpenVINOEngine(int8_model(parts, self._calibration, WHOLE_SCAN), "int8", parts.batch)
