@@ -1,7 +1,7 @@
 """Slices a second of a classifier in torch and OpenVINO, and how often the faster engines choose the class of float32.
 
-    python benchmarks/classifier.py                                      # ResNet50V2 with SE at 224 × 224, random weights: speed
-    python benchmarks/classifier.py --checkpoint best.ckpt --data FOLDER  # a trained one: speed, and agreement over the pictures
+    python benchmarks/classifier.py  # ResNet50V2 with SE at 224 × 224 and random weights: speed
+    python benchmarks/classifier.py --checkpoint best.ckpt --data FOLDER  # a trained one: agreement, too
 
 Speed is that of the network with the features it is watched by, on prepared slices in batches as `medseg-se predict` asks them;
 the median of several rounds, in which the engines take turns. Random weights say nothing about agreement, so none is measured.
@@ -50,7 +50,9 @@ def slices(model: Classifier | None, shape: tuple[int, ...], data: str | None, l
     return torch.stack([model.read(case) for case in cases[:: max(1, len(cases) // limit)][:limit]])
 
 
-def engines(witness: Witness, shape: tuple[int, ...], calibration: Tensor, cache: Path | None) -> dict[str, Callable[[Tensor], Tensor]]:
+def engines(
+    witness: Witness, shape: tuple[int, ...], calibration: Tensor, cache: Path | None
+) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return the engines by name."""
     kept = Cache(cache)
     found: dict[str, Callable[[Tensor], Tensor]] = {}

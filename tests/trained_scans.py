@@ -15,19 +15,28 @@ SMALL = {"network": "resnet18v2", "channels": [4, 8, 8, 8]}
 def fit(task, data, folder, epochs):
     callbacks = [*CheckpointHabits(minutes=5, smoothing=0).callbacks(folder, task.score), SelfKnowledge()]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = pl.Trainer(max_epochs=epochs, callbacks=callbacks, plugins=[AtomicCheckpointIO()], default_root_dir=folder, **quiet)
+    trainer = pl.Trainer(
+        max_epochs=epochs, callbacks=callbacks, plugins=[AtomicCheckpointIO()], default_root_dir=folder, **quiet
+    )
     trainer.fit(task, data)
     return folder / "best.ckpt"
 
 
-def train_classifier(folder, epochs=8, fold=0, seed=0):
+def train_classifier(folder, epochs=5, fold=0, seed=0):
     """Train on pictures whose bright half is the class; returns the checkpoint."""
     pictures = folder / "pictures"
     if not pictures.exists():
-        write_pictures(pictures, each=10)
+        write_pictures(pictures, each=24)
     torch.manual_seed(seed)
     data = ClassificationData(
-        str(pictures), folds=3, fold=fold, size=[24, 24], batch_size=5, num_workers=0, progress=False, store=str(folder / "store")
+        str(pictures),
+        folds=3,
+        fold=fold,
+        size=[24, 24],
+        batch_size=8,
+        num_workers=0,
+        progress=False,
+        store=str(folder / "store"),
     )
     return fit(ClassificationTask(1, 3, lr=5e-3, **SMALL), data, folder / f"run{seed}{fold}", epochs)
 
