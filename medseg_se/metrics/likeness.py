@@ -21,7 +21,8 @@ DIRECTIONS = 64
 FALSE_ALARMS = 0.01
 """Share of the scans like those of the training that may be called unlike."""
 _FLOOR = 0.01  # of the mean deviation: features that hardly vary in training must not decide alone
-_TAIL = 0.95
+_LEAST = 0.01  # of the mean variance: in directions in which training hardly varied, engines round by as much
+_TAIL = 0.95  # of the held-out scans
 _TINY = 1e-12
 
 
@@ -165,7 +166,7 @@ def _fit_level(features: Tensor, classes: Tensor, directions: int) -> Level:
     total = float(off.square().sum()) / freedom
     kept = min(directions, len(variances), size - 1)
     rest = (total - float(variances[:kept].sum())) / (size - kept)
-    rest = max(rest, 1e-6 * max(total / size, _TINY), _TINY)
+    rest = max(rest, _LEAST * total / size, _TINY)
     return Level(centres, scale, vectors[:, :kept], variances[:kept].clamp_min(rest), rest)
 
 
