@@ -9,7 +9,7 @@ from medseg_se.tasks import ClassificationTask, RegressionTask
 from medseg_se.tasks.checkpoints import AtomicCheckpointIO, CheckpointHabits
 from medseg_se.tasks.self_knowledge import SelfKnowledge
 
-SMALL = {"network": "resnet18v2", "channels": [4, 8, 8, 8]}
+SMALL = {"network": "resnet18v2", "channels": [8, 8, 16, 16]}
 
 
 def fit(task, data, folder, epochs):
@@ -22,7 +22,7 @@ def fit(task, data, folder, epochs):
     return folder / "best.ckpt"
 
 
-def train_classifier(folder, epochs=5, fold=0, seed=0):
+def train_classifier(folder, epochs=8, fold=0, seed=0):
     """Train on pictures whose bright half is the class; returns the checkpoint."""
     pictures = folder / "pictures"
     if not pictures.exists():
