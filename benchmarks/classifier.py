@@ -1,7 +1,7 @@
 """Slices a second of a classifier in torch and OpenVINO, and how often the faster engines choose the class of float32.
 
-    python benchmarks/classifier.py                                      # ResNet50V2 with SE at 224 × 224, random weights: speed
-    python benchmarks/classifier.py --checkpoint best.ckpt --data FOLDER  # a trained one: speed, and agreement over the pictures
+    python benchmarks/classifier.py  # ResNet50V2 with SE at 224 × 224 and random weights: speed
+    python benchmarks/classifier.py --checkpoint best.ckpt --data FOLDER  # a trained one: agreement, too
 
 Speed is that of the network with the features it is watched by, on prepared slices in batches as `medseg-se predict` asks them;
 the median of several rounds, in which the engines take turns. Random weights say nothing about agreement, so none is measured.
@@ -22,7 +22,7 @@ from medseg_se.inference.engines import make_engine
 from medseg_se.inference.engines.cache import Cache
 from medseg_se.inference.engines.conversion import Conversion
 from medseg_se.inference.engines.openvino_engine import OpenVINOEngine
-from medseg_se.inference.engines.quantise import int8_model
+from medseg_se.inference.engines.quantise import WHOLE_SCAN, int8_model
 from medseg_se.inference.scans.inputs import find_scans
 from medseg_se.inference.scans.model import Classifier
 from medseg_se.networks import build_network
@@ -59,7 +59,7 @@ def engines(
     for name, precision in (("torch", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")):
         found[f"{name} {precision}"] = make_engine(witness, name, precision, shape, BATCH, CPU, kept, "benchmark")
     conversion = Conversion(witness, shape, BATCH, CPU, kept, "benchmark")
-    found["openvino int8"] = OpenVINOEngine(int8_model(conversion, torch.split(calibration, BATCH)), "int8", BATCH)
+    found["openvino int8"] = OpenVINOEngine(int8_model(conversion, torch.split(calibration, BATCH), WHOLE_SCAN), "int8", BATCH)
     return found
 
 

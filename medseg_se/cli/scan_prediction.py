@@ -92,9 +92,9 @@ def render(outcome: Outcome, answers: Answers, notes: Sequence[str], console: Co
         console.print(table)
     for note in notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    failed = sum(status.status == "failed" for status in outcome.values())
+    broken = sum(status.status == "failed" for status in outcome.values())
     unlike = sum(bool(status.warnings) for status in outcome.values())
-    totals = f"{len(outcome) - failed} answered, {failed} failed; {unlike} unlike the scans of the training"
+    totals = f"{len(outcome) - broken} answered, {broken} failed; {unlike} unlike the scans of the training"
     if outcome.segmented:
         totals += (
             f"; {outcome.segmented} in {outcome.seconds:.1f} s, {outcome.segmented / max(outcome.seconds, 1e-9):.3g} a second"

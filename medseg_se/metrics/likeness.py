@@ -21,7 +21,8 @@ DIRECTIONS = 64
 FALSE_ALARMS = 0.01
 """Share of the scans like those of the training that may be called unlike."""
 _FLOOR = 0.01  # of the mean deviation: features that hardly vary in training must not decide alone
-_TAIL = 0.95
+_LEAST = 0.01  # of the mean variance: in directions in which training hardly varied, engines round by as much
+_TAIL = 0.95  # of the held-out scans
 _TINY = 1e-12
 
 
@@ -134,10 +135,10 @@ def fit_likeness(
     """
     if not (training.isfinite().all() and held_out.isfinite().all()):
         raise ValueError("features are not finite")
-    if len(training) <= len(classes.unique()) or not len(held_out):
+    if len(training) <= len(torch.unique(classes)) or not len(held_out):
         raise ValueError("there are too few scans")
     levels = []
-    for features, others in zip(training.double().split(list(sizes), 1), held_out.double().split(list(sizes), 1), strict=True):
+    for features, others in zip(*(torch.split(rows.double(), list(sizes), 1) for rows in (training, held_out)), strict=True):
         level = _fit_level(features, classes, directions)
         unit = float(level.distance(others).quantile(_TAIL))
         levels.append(Level(**{**vars(level), "unit": max(unit, _TINY)}))
@@ -148,12 +149,12 @@ def fit_likeness(
 
 
 def _farthest(levels: Sequence[Level], features: Tensor) -> Tensor:
-    parts = features.split([len(level.scale) for level in levels], dim=1)
+    parts = torch.split(features, [len(level.scale) for level in levels], 1)
     return torch.stack([level.distance(part) for level, part in zip(levels, parts, strict=True)]).amax(dim=0)
 
 
 def _fit_level(features: Tensor, classes: Tensor, directions: int) -> Level:
-    present = classes.unique()
+    present = torch.unique(classes)
     centres = torch.stack([features[classes == one].mean(dim=0) for one in present])
     off = features - centres[torch.searchsorted(present, classes)]
     freedom = len(features) - len(present)
@@ -165,7 +166,7 @@ def _fit_level(features: Tensor, classes: Tensor, directions: int) -> Level:
     total = float(off.square().sum()) / freedom
     kept = min(directions, len(variances), size - 1)
     rest = (total - float(variances[:kept].sum())) / (size - kept)
-    rest = max(rest, 1e-6 * max(total / size, _TINY), _TINY)
+    rest = max(rest, _LEAST * total / size, _TINY)
     return Level(centres, scale, vectors[:, :kept], variances[:kept].clamp_min(rest), rest)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -110,4 +110,4 @@ def _asked(witness: Witness, data: WholeScanData, cases: Sequence[Case], device:
     for batch in DataLoader(data.as_they_are(cases), data.batch_size, num_workers=0):
         answers.append(witness(batch["image"].to(device)).float().cpu())
         truth.append(batch["target"])
-    return torch.cat(answers), cast(Tensor, torch.cat(truth))
+    return torch.cat(answers), torch.cat(truth)

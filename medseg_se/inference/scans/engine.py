@@ -122,6 +122,8 @@ class ScanEngine:
             if passed:
                 self._notes.append(f"{name} in {precision} answers as torch in fp32 does: {words}.")
                 return engine
+            if precision == "int8":
+                self._forget_int8()
             self._notes.append(f"{name} in {precision} is not used, for it does not answer as torch in fp32 does: {words}.")
         return reference
 
@@ -153,6 +155,15 @@ class ScanEngine:
                 parts.network, name, precision, parts.shape, parts.batch, parts.device, self._cache, parts.digest
             )
         from medseg_se.inference.engines.openvino_engine import OpenVINOEngine
-        from medseg_se.inference.engines.quantise import int8_model
+        from medseg_se.inference.engines.quantise import WHOLE_SCAN, int8_model, kept_int8
 
-        return OpenVINOEngine(int8_model(parts, self._calibration), "int8", parts.batch)
+        if (path := kept_int8(parts)) is not None:
+            self._notes.append(f"int8 was calibrated before, and that is used. Remove {path} to calibrate it anew.")
+        return OpenVINOEngine(int8_model(parts, self._calibration, WHOLE_SCAN), "int8", parts.batch)
+
+    def _forget_int8(self) -> None:
+        """Let the next calibration, with other scans, start afresh."""
+        from medseg_se.inference.engines.quantise import kept_int8
+
+        if (path := kept_int8(self._conversion)) is not None:
+            self._cache.remove(path.name)

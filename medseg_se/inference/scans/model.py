@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -152,7 +153,7 @@ class ScanModel:
                 cache=cache_beside(path),
                 digest=f"{digest} witness",
                 decides=model.task == "classification",
-                calibration=(torch.stack([model.read(case)]) for case in calibration) if calibration else None,
+                calibration=_batches(model, calibration) if calibration else None,
             )
         return model
 
@@ -248,6 +249,19 @@ class Regressor(ScanModel):
     def told(self, answers: Tensor) -> Tensor:
         """Return the numbers in their own units."""
         return answers * self._std + self._mean
+
+
+def _batches(model: ScanModel, cases: Sequence[Case]) -> Iterator[Tensor]:
+    """Yield batches (N, C, *size) of prepared scans; those that cannot be read are left out."""
+    waiting: list[Tensor] = []
+    for case in cases:
+        with suppress(DataError):
+            waiting.append(model.read(case))
+        if len(waiting) == model.batch:
+            yield torch.stack(waiting)
+            waiting = []
+    if waiting:
+        yield torch.stack(waiting)
 
 
 LOADERS: dict[str, type[ScanModel]] = {"classification": Classifier, "regression": Regressor}
