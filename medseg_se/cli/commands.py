@@ -100,6 +100,7 @@ def evaluate(
     resample: bool = False,
     workers: int | None = None,
     target: str | None = None,
+    validation: str | None = None,
 ) -> int:
     """Compare predictions with the truth: overlap, volumes and surface distances per structure and case, with intervals and n.
 
@@ -119,6 +120,7 @@ def evaluate(
         resample: Resample a prediction on another grid to that of the truth, by nearest voxel; otherwise it is a failure.
         workers: Cases judged at the same time.
         target: Of answers that are classes: the attribute with the true class, "class" if not given.
+        validation: Of answers that are numbers: folder with those to validation cases, by which the bias is corrected.
     """
     from medseg_se.cli.results import show_answers, show_evaluation
     from medseg_se.data.datalist import read_structures
@@ -127,14 +129,18 @@ def evaluate(
     from medseg_se.evaluation.evaluate import evaluate as judge
 
     if holds_answers(Path(predictions)):
-        for name, value in (("structures", structures), ("lesions", lesions), ("resample", resample or None)):
+        of_maps = {"structures": structures, "lesions": lesions, "resample": resample or None, "workers": workers}
+        of_maps |= {"metrics": None if metrics == "all" else metrics, "surface": None if surface == "voxel" else surface}
+        of_maps |= {"tolerance": None if tolerance == "1.0" else tolerance}
+        for name, value in of_maps.items():
             if value is not None:
                 raise UsageError(f"`{name}` is for label maps, but {predictions} holds answers about whole scans.")
-        judged = judge_answers(predictions, truth, target)
+        judged = judge_answers(predictions, truth, target, validation)
         show_answers(judged, Path(output or predictions))
         return 1 if judged.failed else 0
-    if target is not None:
-        raise UsageError(f"`target` is for answers about whole scans, but {predictions} holds no predictions.csv.")
+    for name, value in (("target", target), ("validation", validation)):
+        if value is not None:
+            raise UsageError(f"`{name}` is for answers about whole scans, but {predictions} holds no predictions.csv.")
     result = judge(
         predictions,
         truth,

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from medseg_se.cli.compared_folders import named_folders
-from medseg_se.errors import UsageError, unknown_name
+from medseg_se.data.answers import FILE
+from medseg_se.errors import DataError, UsageError, unknown_name
 from medseg_se.evaluation.answers import holds_answers, judge_answers
 from medseg_se.evaluation.compare_answers import ClassComparison, compare_classifiers
 from medseg_se.evaluation.judged import Judged, is_judged
@@ -54,6 +55,8 @@ def _judged(folder: Path, truth: str | None) -> Judged:
         result.write(folder)
         return result
     found = _evaluation(folder)
+    if found is not None and holds_answers(folder) and found.stat().st_mtime < (folder / FILE).stat().st_mtime:
+        raise DataError(f"{found} is older than the {FILE} beside it. Give `--truth` to judge it again.")
     if found is None:
         raise UsageError(f"{folder} has no evaluation of a classifier. Give `--truth` with the dataset to judge it.")
     return Judged.read_json(found)

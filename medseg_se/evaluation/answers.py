@@ -13,8 +13,9 @@ from medseg_se.data.answers import FILE, Answers, read_answers
 from medseg_se.data.classification import class_name
 from medseg_se.data.datalist import Case
 from medseg_se.data.whole_scan_data import has_value, read_whole_scans
-from medseg_se.errors import DataError
+from medseg_se.errors import DataError, UsageError, some_of
 from medseg_se.evaluation.judged import Judged
+from medseg_se.metrics.age_bias import BiasLine
 
 NO_ANSWER = "no answer: the scan could not be used, see status.csv"
 MISSING = "no answer: the case was not predicted"
@@ -25,7 +26,9 @@ def holds_answers(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
-def judge_answers(predictions: Path | str, source: Path | str, target: str | None = None) -> Judged:
+def judge_answers(
+    predictions: Path | str, source: Path | str, target: str | None = None, validation: Path | str | None = None
+) -> Judged:
     """Compare answers with the truth.
 
     Judged are the cases that the answers list, with or without an answer, of which the dataset tells the truth; and, once a
@@ -35,8 +38,10 @@ def judge_answers(predictions: Path | str, source: Path | str, target: str | Non
         predictions: Folder with a predictions.csv, or such a file.
         source: Dataset, CSV, or folder of one folder a class.
         target: The attribute with the true class, "class" if not given; numbers are called as they were learnt.
+        validation: Answers of the same regression to validation cases of `source`, by which its bias is corrected.
 
     Raises:
+        UsageError: `validation` is given of a classification.
         DataError: A file is missing or damaged, no case has a truth, or one is of a class that the model does not know.
     """
     answers = read_answers(predictions)
@@ -74,7 +79,33 @@ def judge_answers(predictions: Path | str, source: Path | str, target: str | Non
         failures,
         tuple(name for name in answers.ids if name not in known),
         {case.id: case.images for case in cases},
+        None if validation is None else _lines(answers, Path(validation), Path(source), cases),
     )
+
+
+def _lines(answers: Answers, validation: Path, source: Path, judged: Sequence[Case]) -> dict[str, BiasLine]:
+    """Return the lines of validation answers on their truth; they must know nothing of the judged cases."""
+    if answers.is_classification:
+        raise UsageError("`validation` corrects the bias of numbers, but these are answers that are classes.")
+    others = judge_answers(validation, source)
+    if others.names != answers.names or others.is_classification:
+        raise DataError(f"Expected {validation} to answer for {', '.join(answers.names)}, but got {', '.join(others.names)}.")
+    named, groups = set(read_answers(validation).ids), {case.group or case.id for case in judged}
+    known = [case for case, group in zip(others.ids, others.groups, strict=True) if case in named and group in groups]
+    if known:
+        raise DataError(
+            f"Cases of {validation} are judged themselves, or share a group with one that is ({some_of(known)}), so that the "
+            "correction would know them. Give answers to other cases."
+        )
+    kept = others.answered
+    lines = {name: BiasLine.fit(others.answers[kept, v], others.truth[kept, v]) for v, name in enumerate(answers.names)}
+    for name, line in lines.items():
+        if kept.sum() < 3 or not line.slope > 0:
+            raise DataError(
+                f"The {kept.sum()} answers in {validation} do not rise with the true {name} (slope {line.slope:.3g}), so no "
+                "line corrects them. Give three or more of a better model, or leave `validation` out."
+            )
+    return lines
 
 
 def _expected(answers: Answers, known: Mapping[str, Case], test: set[str]) -> list[Case]:

@@ -1,9 +1,11 @@
 """Classifiers against a reference on the same scans: what each gets right, areas under ROC curves, and a verdict in words.
 
 Of accuracy and of every class's recall, McNemar's exact test is the one that knows that the scans are the same; the
-two-proportion z test, which takes them for independent, stands beside it because publications report it. Areas are compared by
-DeLong's paired test. p-values are corrected by Holm over all contrasts with the reference: accuracies in one family, recalls in
-another, areas in a third.
+two-proportion z test, which takes them for independent, stands beside it because publications report it. Where several scans
+are of one group, McNemar's test would count copies as evidence: the signs of whole groups are flipped instead, which without
+groups is the same test. Areas are compared by DeLong's paired test; a scan without an answer has the worst one there is.
+p-values are corrected by Holm over all contrasts with the reference: accuracies in one family, recalls in another, areas in a
+third.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg_se.errors import UsageError
+from medseg_se.evaluation.class_figures import ranking_scores
 from medseg_se.evaluation.judged import Judged
-from medseg_se.evaluation.statistics.bootstrap import mean_interval
 from medseg_se.evaluation.statistics.multiple import holm
+from medseg_se.evaluation.statistics.paired import compare_paired
 from medseg_se.evaluation.statistics.proportions import ProportionDifference, mcnemar, two_proportion_z
 from medseg_se.evaluation.statistics.roc import compare_auc_delong
 from medseg_se.files import write_json, write_text
 
 ALL = "all"
 SIGNIFICANT = 0.05
+MCNEMAR, FLIPS, DELONG = "McNemar", "sign flips of groups", "DeLong"
 COLUMNS = (
     "run",
     "reference",
@@ -39,6 +43,7 @@ COLUMNS = (
     "difference",
     "low",
     "high",
+    "test",
     "p",
     "p_holm",
     "z",
@@ -61,10 +66,11 @@ class ClassContrast:
         difference: Value − reference value.
         low: Lower end of its 95 % interval; NaN if there is none.
         high: Upper end.
-        p: Of McNemar's or DeLong's test; NaN if there is none.
+        p: Of `test`; NaN if there is none.
         p_holm: Corrected.
         p_z: Of the two-proportion z test; NaN of an area.
         n: Cases.
+        test: `MCNEMAR`, `FLIPS` or `DELONG`.
     """
 
     run: str
@@ -80,6 +86,7 @@ class ClassContrast:
     p_holm: float
     p_z: float
     n: int
+    test: str
 
     @property
     def z(self) -> float:
@@ -97,7 +104,7 @@ class ClassComparison:
         contrasts: Every run, measure and class.
         cases: How many scans all runs were judged on.
         left_out: Scans that some run was not judged on.
-        grouped: Whether several scans are of one group, which the tests do not know.
+        grouped: Whether several scans are of one group, which the tests of areas and z do not know.
     """
 
     contrasts: tuple[ClassContrast, ...]
@@ -116,8 +123,9 @@ class ClassComparison:
             notes.append(f"{self.left_out} scans are left out, which not all runs were judged on.")
         if self.grouped:
             notes.append(
-                "Several scans are of one group (a patient, or copies of a picture). Intervals of the differences in accuracy "
-                "resample groups; the tests and the other intervals take scans for independent, and are too sure of themselves."
+                "Several scans are of one group (a patient, or copies of a picture). Accuracies and recalls are compared with "
+                "groups kept whole; z and the tests and intervals of areas take scans for independent, and are too sure of "
+                "themselves."
             )
         return notes
 
@@ -205,24 +213,31 @@ def _contrasts(
         one, other = before[counted], after[counted]
         if not len(one):
             continue
-        paired = mcnemar(one, other)
-        low, high = paired.low, paired.high
-        if label is None and len(set(groups)) < len(groups):
-            interval = mean_interval(other.astype(float) - one.astype(float), groups, limits=(-1.0, 1.0))
-            low, high = interval.low, interval.high
+        test, difference, low, high, p = _tested(
+            one, other, [group for group, kept in zip(groups, counted, strict=True) if kept]
+        )
         z: ProportionDifference = two_proportion_z((int(one.sum()), int(other.sum())), (len(one), len(one)))
         measure = "accuracy" if label is None else "recall"
-        values = float(one.mean()), float(other.mean()), paired.difference, low, high, paired.p, math.nan, z.p, len(one)
+        values = float(one.mean()), float(other.mean()), difference, low, high, p, math.nan, z.p, len(one), test
         found.append(ClassContrast(name, reference, measure, of, *values))
-    answered = judged.answered[rows] & first.answered[first_rows]
+    ranked = [ranking_scores(truth, one.answers[some]) for one, some in ((first, first_rows), (judged, rows))]
     for label, of in enumerate(judged.names):
-        positive = truth[answered] == label
-        scores = [one.answers[some][answered, label] for one, some in ((first, first_rows), (judged, rows))]
-        area = compare_auc_delong(positive, *scores)
+        area = compare_auc_delong(truth == label, *(scores[:, label] for scores in ranked))
         if area.first == area.first:
-            values = area.first, area.second, area.difference, area.low, area.high, area.p, math.nan, math.nan, area.n
+            values = area.first, area.second, area.difference, area.low, area.high, area.p, math.nan, math.nan, area.n, DELONG
             found.append(ClassContrast(name, reference, "AUC", of, *values))
     return found
+
+
+def _tested(
+    before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_], groups: Sequence[str]
+) -> tuple[str, float, float, float, float]:
+    """Return the test that holds for these groups, and its difference, the ends of the interval, and p."""
+    if len(set(groups)) == len(groups):
+        paired = mcnemar(before, after)
+        return MCNEMAR, paired.difference, paired.low, paired.high, paired.p
+    kept = compare_paired(before.astype(np.float64), after.astype(np.float64), groups)
+    return FLIPS, kept.difference, max(kept.low, -1.0), min(kept.high, 1.0), kept.permutation_p
 
 
 def _corrected(found: Sequence[ClassContrast]) -> list[ClassContrast]:
@@ -234,8 +249,8 @@ def _corrected(found: Sequence[ClassContrast]) -> list[ClassContrast]:
 
 
 def _verdict(contrast: ClassContrast, cases: int) -> str:
-    ends = f"{100 * contrast.low:+.1f} to {100 * contrast.high:+.1f}"
-    size = f"{100 * contrast.difference:+.1f} points of accuracy, 95 % interval {ends}"
+    ends = f"95 % interval {100 * contrast.low:+.1f} to {100 * contrast.high:+.1f}"
+    size = f"{100 * contrast.difference:+.1f} points of accuracy, {ends if contrast.low == contrast.low else 'no interval'}"
     tested = f"corrected p = {contrast.p_holm:.2g}, {cases} scans"
     if contrast.p_holm < SIGNIFICANT:
         word = "better" if contrast.difference > 0 else "worse"

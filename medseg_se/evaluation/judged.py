@@ -21,6 +21,7 @@ from medseg_se.evaluation.number_figures import figures_of_numbers
 from medseg_se.evaluation.statistics.bootstrap import Interval
 from medseg_se.evaluation.statistics.calibration import Reliability, chosen_class, reliability
 from medseg_se.files import write_json, write_text
+from medseg_se.metrics.age_bias import BiasLine
 
 Array = npt.NDArray[Any]
 FORMAT = 1
@@ -49,6 +50,7 @@ class Judged:
         figures: What is said of all cases, with its interval.
         by_name: Class, or number → the same of it.
         images: Case → its files, as far as they are known.
+        lines: Number → the line of validation answers on their truth, by which answers are corrected; empty if none were given.
         pairs: "one / other" → the area under the ROC curve of two classes, cases of others left out.
         reliability: Of the probability of the chosen class; None of a regression.
         failures: Case → why it has no answer.
@@ -71,6 +73,7 @@ class Judged:
     notes: tuple[tuple[str, str], ...] = ()
     pairs: Mapping[str, Interval] = field(default_factory=dict)
     images: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    lines: Mapping[str, BiasLine] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -85,6 +88,7 @@ class Judged:
         failures: Mapping[str, str],
         extra: tuple[str, ...] = (),
         images: Mapping[str, tuple[Path, ...]] | None = None,
+        lines: Mapping[str, BiasLine] | None = None,
     ) -> Judged:
         """Measure answers; see the attributes."""
         make = partial(
@@ -92,8 +96,15 @@ class Judged:
         )
         if truth.ndim == 2:
             figures = {name: figures_of_numbers(truth[:, v], answers[:, v], groups) for v, name in enumerate(names)}
+            notes = [("policy", POLICY["regression"])]
+            for name, line in (lines or {}).items():
+                column = names.index(name)
+                better = figures_of_numbers(truth[:, column], line.corrected(answers[:, column]), groups)
+                figures[name] |= {f"{figure}, corrected": found for figure, found in better.items()}
+                words = f"({name} − {line.intercept:.4g}) / {line.slope:.4g}, a line fitted to validation answers (Cole)."
+                notes.append((f"correction of {name}", f"Corrected is {words}"))
             first = figures[names[0]] if len(names) == 1 else {}
-            return make(figures=first, by_name=figures, notes=(("policy", POLICY["regression"]),))
+            return make(figures=first, by_name=figures, notes=tuple(notes), lines=lines or {})
         answered = np.isfinite(answers).all(axis=1)
         calibration = None
         if answered.any():
@@ -195,6 +206,7 @@ class Judged:
             ],
             "failures": dict(self.failures),
             "extra": list(self.extra),
+            "correction": {name: asdict(line) for name, line in self.lines.items()},
         }
 
     @classmethod
@@ -225,6 +237,7 @@ class Judged:
                 content["failures"],
                 tuple(content["extra"]),
                 {name: files for name, files in images.items() if files},
+                {name: BiasLine(**line) for name, line in content.get("correction", {}).items()},
             )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise DataError(

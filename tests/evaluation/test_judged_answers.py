@@ -225,3 +225,45 @@ def test_answers_to_other_scans_are_refused(tmp_path):
     Answers((name,), ("x",), ("up", "down"), numbers[:, :2] / 0.5, True, np.zeros(1, bool), np.zeros(1)).write(path)
     with pytest.raises(DataError, match="but the model knows up, down alone"):
         judge_answers(path, source)
+
+
+def ages_at_random(n: int = 80, groups: list[str] | None = None, copies: int = 1, **more) -> Judged:
+    rng = np.random.default_rng(1)
+    truth = rng.uniform(20, 80, n)
+    said = 50 + 0.7 * (truth - 50) + rng.normal(size=n) * 4
+    ids = tuple(f"head{row:03d}" for row in range(n * copies))
+    truth, said = np.tile(truth, copies)[:, None], np.tile(said, copies)[:, None]
+    n *= copies
+    return Judged.of(("age",), ids, tuple(groups or ids), truth, said, np.zeros(n, bool), np.zeros(n), {}, **more)
+
+
+def test_scans_of_one_person_are_resampled_together_in_r_and_slope():
+    alone, copied = ages_at_random(), ages_at_random(groups=[f"person{row % 80}" for row in range(240)], copies=3)
+    for figure in ("r", "slope of the error"):
+        one, other = alone.figures[figure], copied.figures[figure]
+        assert other.estimate == pytest.approx(one.estimate)
+        assert other.high - other.low == pytest.approx(one.high - one.low, rel=0.2)  # not narrower by the root of 3
+        assert other.method == "expanded percentile bootstrap"
+    one, other = alone.figures["R²"], copied.figures["R²"]
+    assert (other.low, other.estimate, other.high) == pytest.approx((one.low, one.estimate, one.high))
+    assert one.low < one.estimate < one.high
+
+
+def test_the_bias_of_ages_is_corrected_by_validation_answers_to_others(tmp_path, capsys):
+    heads = write_ages(tmp_path / "heads", 6, test=4)
+    data = read_whole_scans(heads)
+    for name, cases in (("test", data.test), ("validation", data.training)):
+        ages = np.array([[case.attributes["age"]] for case in cases], dtype=float)
+        ids, n = tuple(case.id for case in cases), len(cases)
+        Answers(ids, ids, ("age",), 0.5 * ages + 30, False, np.zeros(n, bool), np.zeros(n)).write(
+            tmp_path / name / "predictions.csv"
+        )
+    folders = [str(tmp_path / name) for name in ("test", "validation")]
+    assert main(["evaluate", folders[0], str(heads), "--validation", folders[1]]) == 0
+    assert "(age − 30) / 0.5" in capsys.readouterr().out
+    figures = Judged.read_json(tmp_path / "test" / "evaluation.json").figures
+    assert figures["slope of the error"].estimate == pytest.approx(-0.5)
+    assert figures["slope of the error, corrected"].estimate == pytest.approx(0, abs=1e-9)
+    assert figures["mean absolute error, corrected"].estimate == pytest.approx(0, abs=1e-9)
+    assert main(["evaluate", folders[0], str(heads), "--validation", folders[0]]) == 2
+    assert "are judged themselves" in capsys.readouterr().err

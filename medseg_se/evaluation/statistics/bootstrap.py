@@ -2,13 +2,14 @@
 
 The mean gets a studentised interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 12.5), the median
 an expanded percentile interval (Hesterberg, What Teachers Should Know About the Bootstrap, 2015, section 4.4,
-https://arxiv.org/abs/1411.5279). Why these, with their coverage measured: docs/decisions/0016-intervals-that-hold.md.
+https://arxiv.org/abs/1411.5279), and so do functions of sums over the cases, such as a correlation. Why these, with their
+coverage measured: docs/decisions/0016-intervals-that-hold.md.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from scipy import stats
 from medseg_se.errors import UsageError
 from medseg_se.evaluation.statistics.values import BLOCK, Array, Groups, as_values, check_confidence, number_groups
 
+_MOST_LOST = 0.1  # share of the resamples in which a statistic may not be defined, such as a correlation where nothing varies
 LEAST_ERROR = 0.2  # of the sample's standard error, below which that of a resample is not let
 
 
@@ -147,10 +149,60 @@ def median_interval(
     )
     if np.isnan(medians).any():
         return Interval(median, np.nan, np.nan, n, "values are infinite in both directions, so their median has no interval")
-    widened = np.sqrt(count / (count - 1)) * stats.t.isf((1 - confidence) / 2, count - 1)
-    tail = float(stats.norm.sf(widened))
+    tail = _expanded_tail(count, confidence)
     low, high = np.quantile(medians, [tail, 1 - tail], method="nearest")
     return Interval(median, float(low), float(high), n, None, "expanded percentile bootstrap")
+
+
+def interval_of_sums(
+    terms: npt.ArrayLike,
+    statistic: Callable[[Array], Array],
+    groups: Groups | None = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Return a function of sums over the cases, and its expanded percentile bootstrap interval, as of `median_interval`.
+
+    Args:
+        terms: What is summed over the cases, (n, T).
+        statistic: Sums (rows, T) → values (rows,); NaN where it is not defined. Such resamples are left out, up to a tenth.
+        groups: The subject of each case, (n,). Subjects are resampled with all their cases; None stands for one of its own.
+        confidence: Probability with which the interval holds the true value.
+        resamples: How often the subjects are drawn anew.
+        seed: Seed of the draws.
+
+    Raises:
+        UsageError: An argument has the wrong shape or makes no sense.
+    """
+    table = np.asarray(terms, dtype=np.float64)
+    if table.ndim != 2 or not np.isfinite(table).all():
+        raise UsageError(f"Expected `terms` to be finite numbers (cases, terms), but got the shape {table.shape}.")
+    n = len(table)
+    _, members, count = _counted(np.zeros(n), groups, confidence, resamples)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        estimate = float(statistic(table.sum(axis=0, keepdims=True))[0]) if n else np.nan
+        reason = no_interval(n, count)
+        if reason is None and np.isnan(estimate):
+            reason = "it is not defined for these values"
+        if reason is not None:
+            return Interval(estimate, np.nan, np.nan, n, reason)
+        sums = np.stack([np.bincount(members, column, count) for column in table.T], axis=1).astype(np.float64)
+        drawn = statistic(_resampled(sums, resamples, seed).T)
+    drawn = drawn[~np.isnan(drawn)]
+    if len(drawn) < (1 - _MOST_LOST) * resamples:
+        return Interval(estimate, np.nan, np.nan, n, "it is not defined in many of the resamples")
+    if np.ptp(drawn) <= 1e-9 * max(1.0, abs(estimate)):
+        return Interval(estimate, np.nan, np.nan, n, "it is the same in every resample, so nothing can be said from them")
+    tail = _expanded_tail(count, confidence)
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(estimate, float(low), float(high), n, None, "expanded percentile bootstrap")
+
+
+def _expanded_tail(count: int, confidence: float) -> float:
+    """Return the share of resamples beyond each end: Φ(−t √(n / (n − 1))) for n subjects."""
+    return float(stats.norm.sf(np.sqrt(count / (count - 1)) * stats.t.isf((1 - confidence) / 2, count - 1)))
 
 
 def _counted(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from medseg_se.errors import UsageError
-from medseg_se.evaluation.statistics.bootstrap import mean_interval, median_interval
+from medseg_se.evaluation.statistics.bootstrap import interval_of_sums, mean_interval, median_interval
 
 BOTH = pytest.mark.parametrize("interval", [mean_interval, median_interval])
 
@@ -247,4 +247,35 @@ def test_statistics_import_neither_torch_nor_the_rest_of_the_package():
     assert "medseg_se.evaluation.statistics.roc" in modules
     assert not {"torch", "monai", "nibabel", "rich"} & set(modules)
     ours = {name for name in modules if name.startswith("medseg_se.") and ".statistics" not in name}
-    assert ours <= {"medseg_se.errors", "medseg_se.evaluation", "medseg_se.version"}
+    allowed = {"medseg_se.errors", "medseg_se.evaluation", "medseg_se.version"}
+    assert ours <= allowed | {"medseg_se.metrics", "medseg_se.metrics.calibration"}
+
+
+def test_a_function_of_sums_is_that_of_the_resampled_cases():
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(2, 24))
+    y += x
+    groups = [f"g{place % 8}" for place in range(24)]
+
+    def ratio(sums):
+        return sums[:, 1] / sums[:, 0]
+
+    found = interval_of_sums(np.stack([np.exp(x), np.exp(y)], axis=1), ratio, groups)
+    assert found.estimate == pytest.approx(np.exp(y).sum() / np.exp(x).sum())
+    drawn = []
+    for _ in range(4000):
+        rows = np.concatenate([np.arange(24)[np.arange(24) % 8 == group] for group in rng.integers(8, size=8)])
+        drawn.append(np.exp(y[rows]).sum() / np.exp(x[rows]).sum())
+    tail = stats.norm.sf(np.sqrt(8 / 7) * stats.t.isf(0.025, 7))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [tail, 1 - tail])), rel=0.08)
+
+
+def test_a_function_of_sums_says_why_it_has_no_interval():
+    terms = np.ones((5, 1))
+    assert "same in every resample" in interval_of_sums(terms, lambda sums: sums[:, 0]).reason
+    assert "not defined for these" in interval_of_sums(terms, lambda sums: sums[:, 0] * np.nan).reason
+    assert "one subject" in interval_of_sums(terms, lambda sums: sums[:, 0], ["a"] * 5).reason
+    rare = np.eye(5)[:, :1]  # a third of the resamples are without the only case that counts
+    assert "many of the resamples" in interval_of_sums(rare, lambda sums: np.where(sums[:, 0] > 0, 1.0, np.nan)).reason
+    with pytest.raises(UsageError, match="finite"):
+        interval_of_sums([[np.nan]], lambda sums: sums[:, 0])
