@@ -94,8 +94,18 @@ def cases(rows):
 FIRST_OF_CLASS = {class_of(name): name for name in reversed(TINY)}
 """One name for each class: what its presets differ in, these options have made small and alike."""
 
+CLASSES_OF_NETWORKS = cases([*FIRST_OF_CLASS.values(), *VARIANTS])
+
 each_network = pytest.mark.parametrize(("row", "dims"), cases(ROWS))
-each_class = pytest.mark.parametrize(("row", "dims"), cases([*FIRST_OF_CLASS.values(), *VARIANTS]))
+each_class = pytest.mark.parametrize(("row", "dims"), CLASSES_OF_NETWORKS)
+
+
+def with_every_block():
+    """Every class of networks with every block; two of three pairs, in turns, only where slow tests run as well."""
+    for place, case in enumerate(CLASSES_OF_NETWORKS):
+        for number, block in enumerate(sorted(ATTENTION)):
+            marks = () if (place + number) % 3 == 0 else pytest.mark.slow
+            yield pytest.param(*case.values, block, id=f"{block}-{case.id}", marks=marks)
 
 
 def build(row, dims, seed=0, **options):
@@ -205,8 +215,7 @@ def test_every_level_of_deep_supervision_reaches_the_weights(row, dims):
         assert gradient.abs().max() > 0
 
 
-@each_class
-@pytest.mark.parametrize("block", sorted(ATTENTION))
+@pytest.mark.parametrize(("row", "dims", "block"), with_every_block())
 def test_takes_every_block(row, dims, block):
     network = build(row, dims, attention=block).train()
     wake(network)
