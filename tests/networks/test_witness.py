@@ -41,13 +41,6 @@ def test_pooling_is_mean_and_standard_deviation():
     assert pooled(torch.ones(1, 2, 3, 3))[0, 2:].abs().max() < 1e-5
 
 
-def test_of_fine_maps_places_at_even_distances_are_taken():
-    x = torch.randn(2, 3, 40, 23)
-    torch.testing.assert_close(pooled(x), pooled(x[:, :, ::3]))
-    torch.testing.assert_close(pooled(x)[:, :3], x[:, :, ::3].mean(dim=(2, 3)))
-    assert x[:, :, ::3].shape[2:] == (14, 23)
-
-
 def test_threads_do_not_mix_their_features():
     witness = Witness(build_network("resnet18v2", 1, 3, 2, channels=[4, 8, 8, 8]).eval(), 3)
     scans = torch.randn(24, 1, 1, 32, 32)
